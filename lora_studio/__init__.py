@@ -1,0 +1,1 @@
+"""LoRA Studio: fine-tune a language model by pointing and clicking, and see what changed."""

@@ -1,0 +1,1 @@
+"""The PEFT folders that trainings leave behind."""

@@ -1,0 +1,1 @@
+"""Answers from the base and its adapters, side by side."""

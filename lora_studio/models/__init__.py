@@ -1,0 +1,1 @@
+"""Where a base model comes from, what it is made of, and how it is loaded."""

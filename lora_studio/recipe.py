@@ -1,0 +1,309 @@
+"""Everything one run needs, as a tree of frozen dataclasses and as the YAML file of the same shape.
+
+The page, the command line and a cluster job all speak this one form. It knows the names and
+bounds of settings, not the model or the data: whether a target module exists is decided where
+the model is known.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Self
+
+import yaml
+
+from lora_studio.errors import RecipeError, StudioError
+
+VERSION = 1
+ALL_LINEAR = "all-linear"
+
+PrecisionName = Literal["auto", "nf4", "int8", "bf16", "fp16", "fp32"]
+FormatName = Literal[
+    "auto", "text", "prompt_completion", "alpaca", "question_answer", "messages", "conversations"
+]
+BiasName = Literal["none", "all", "lora_only"]
+SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """The base model."""
+
+    source: str = "starter"
+    """`starter`, a Hub repository id (`owner/name`), or a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """The text to learn from."""
+
+    files: tuple[str, ...] = ()
+    """Paths of the files, in the order they are read."""
+    format: FormatName = "auto"
+    """What a row means; `auto` recognises it from the columns."""
+    max_length: int = 512
+    """Longest row in tokens; what is over is cut at the end."""
+    eval_fraction: float = 0.05
+    """Share of documents held out to measure the loss on, 0 to 0.5."""
+    missing_answers: Literal["skip", "refuse"] = "skip"
+    """Whether a row without an answer is left out and counted, or stops the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """The LoRA adapter: ΔW = (lora_alpha / r)·B·A (arXiv 2106.09685, section 4.1)."""
+
+    r: int = 16
+    """Rank of B (d×r) and A (r×k), 1 to 256."""
+    lora_alpha: int = 32
+    """Numerator of the scale on ΔW, 1 to 1024; twice the rank is a common start."""
+    lora_dropout: float = 0.0
+    """Share of the adapter's inputs dropped while training, 0 to 0.9."""
+    bias: BiasName = "none"
+    """Which bias vectors are trained beside the adapter."""
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """Last names of the modules that get an adapter, or `all-linear` (arXiv 2305.14314, § 4)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / √r instead of lora_alpha / r (arXiv 2312.03732)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """How long and how fast; the names are those of `transformers.TrainingArguments`."""
+
+    num_train_epochs: float = 1.0
+    """Passes over the data; not used when `max_steps` is set."""
+    max_steps: int | None = None
+    """Number of optimizer steps, or None to go by epochs."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW (QLoRA, arXiv 2305.14314, table 9)."""
+    per_device_train_batch_size: int = 4
+    """Rows per forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    warmup_ratio: float = 0.03
+    """Share of the steps over which the learning rate rises, 0 to 1."""
+    lr_scheduler_type: SchedulerName = "cosine"
+    """How the learning rate falls after the warm-up."""
+    eval_steps: int | None = None
+    """Measure the held-out loss every so many steps; None is ten times in a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One run, complete: the same recipe on the same machine gives the same loss curve."""
+
+    version: int = VERSION
+    """Version of this file's shape."""
+    name: str = ""
+    """What the run is called; empty is named after the data."""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    precision: PrecisionName = "auto"
+    """Number format of the frozen weights; `auto` takes what suits the machine."""
+    data: DataSpec = field(default_factory=DataSpec)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    prompts: tuple[str, ...] = ()
+    """Questions answered while it learns; empty takes two from the held-out rows."""
+    seed: int = 42
+    """Seed of data order, adapter initialisation and dropout."""
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
+        """Build a checked recipe from plain values, as YAML or the page gives them.
+
+        Raises:
+            RecipeError: Naming every unknown name, wrong type and value out of range at once.
+        """
+        problems: list[StudioError] = []
+        recipe = _build(cls, tree, at="", problems=problems)
+        problems.extend(recipe.problems())
+        if problems:
+            raise RecipeError.of(problems)
+        return recipe
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """Read a recipe file's text.
+
+        Raises:
+            RecipeError: If it is not YAML, or as `from_dict`.
+        """
+        try:
+            tree = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = mark.line + 1 if mark else 1
+            raise RecipeError.of([StudioError("recipe.not_yaml", line=line)]) from error
+        if not isinstance(tree, dict):
+            raise RecipeError.of([StudioError("recipe.not_yaml", line=1)])
+        return cls.from_dict(tree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain lists, dicts and numbers."""
+        return typing.cast("dict[str, Any]", _plain(asdict(self)))
+
+    def to_yaml(self) -> str:
+        """Return the recipe file's text; `from_yaml` gives back an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def changed(self, settings: Iterable[str]) -> Self:
+        """Return a recipe with `name=value` settings applied, as `adapter.r=8`.
+
+        Values are read as YAML.
+
+        Raises:
+            RecipeError: For a setting that is not `name=value`, and as `from_dict`.
+        """
+        tree = self.to_dict()
+        for setting in settings:
+            path, separator, text = setting.partition("=")
+            *parents, last = path.strip().split(".")
+            branch: Any = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {}) if isinstance(branch, dict) else None
+            if not separator or not isinstance(branch, dict):
+                raise RecipeError.of([StudioError("recipe.not_a_setting", setting=setting)])
+            branch[last] = _number_or(yaml.safe_load(text))
+        return type(self).from_dict(tree)
+
+    def with_files(self, files: Iterable[str]) -> Self:
+        """Return the same recipe over other data files."""
+        return replace(self, data=replace(self.data, files=tuple(files)))
+
+    def problems(self) -> Iterable[StudioError]:
+        """Yield everything out of range; whether files and modules exist is not asked here."""
+        if self.version != VERSION:
+            yield StudioError("recipe.version", version=self.version, known=VERSION)
+        if not self.model.source.strip():
+            yield StudioError("recipe.no_model")
+        if self.adapter.target_modules in ((), "") or (
+            isinstance(self.adapter.target_modules, str)
+            and self.adapter.target_modules != ALL_LINEAR
+        ):
+            yield StudioError("recipe.no_target_modules")
+        for path, (low, high) in BOUNDS.items():
+            value = self.value(path)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                yield StudioError("recipe.out_of_range", name=path, value=value, low=low, high=high)
+
+    def value(self, path: str) -> Any:
+        """Return the setting at a dotted path, as `adapter.r`."""
+        branch: Any = self
+        for name in path.split("."):
+            branch = getattr(branch, name)
+        return branch
+
+
+# Inclusive. The page's sliders take their ends from here.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "data.max_length": (8, 131_072),
+    "data.eval_fraction": (0, 0.5),
+    "adapter.r": (1, 256),
+    "adapter.lora_alpha": (1, 1024),
+    "adapter.lora_dropout": (0, 0.9),
+    "training.num_train_epochs": (0.01, 1000),
+    "training.max_steps": (1, 10_000_000),
+    "training.learning_rate": (1e-8, 1),
+    "training.per_device_train_batch_size": (1, 1024),
+    "training.gradient_accumulation_steps": (1, 1024),
+    "training.warmup_ratio": (0, 1),
+    "training.eval_steps": (1, 1_000_000),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def _build(kind: Any, tree: Any, *, at: str, problems: list[StudioError]) -> Any:
+    """Build one dataclass of the tree, adding to `problems` what does not fit."""
+    if not isinstance(tree, Mapping):
+        problems.append(
+            StudioError("recipe.not_a_section", name=at[:-1] or "recipe", value=repr(tree))
+        )
+        return kind()
+    hints = typing.get_type_hints(kind)
+    known = {entry.name for entry in fields(kind)}
+    problems.extend(
+        StudioError("recipe.unknown", name=f"{at}{name}", known=", ".join(sorted(known)))
+        for name in tree
+        if name not in known
+    )
+    values: dict[str, Any] = {}
+    for name in known & set(tree):
+        hint, value, path = hints[name], tree[name], f"{at}{name}"
+        if is_dataclass(hint):
+            values[name] = _build(hint, value, at=f"{path}.", problems=problems)
+            continue
+        try:
+            values[name] = _fit(value, hint)
+        except TypeError:
+            expected = " | ".join(_names(hint))
+            problems.append(
+                StudioError("recipe.wrong_type", name=path, value=repr(value), expected=expected)
+            )
+    return kind(**values)
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """Return `value` as `hint` wants it, or raise TypeError."""
+    if isinstance(hint, types.UnionType):
+        for option in typing.get_args(hint):
+            try:
+                return _fit(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise TypeError
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise TypeError
+    return _fit_scalar(_number_or(value) if hint in (int, float) else value, hint)
+
+
+def _fit_scalar(value: Any, hint: Any) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    if hint is int and is_number and float(value).is_integer():
+        return int(value)
+    if hint in (str, bool, types.NoneType) and isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _number_or(value: Any) -> Any:
+    """Read `2e-4`, which YAML 1.1 takes for text, as the number that was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _names(hint: Any) -> list[str]:
+    """Return what a type accepts, in a person's words."""
+    if isinstance(hint, types.UnionType):
+        return [name for option in typing.get_args(hint) for name in _names(option)]
+    if typing.get_origin(hint) is Literal:
+        return [str(option) for option in typing.get_args(hint)]
+    if typing.get_origin(hint) is tuple:
+        return ["list"]
+    words = {int: "whole number", float: "number", str: "text", bool: "true | false"}
+    return [words.get(hint, "null")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

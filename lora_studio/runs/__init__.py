@@ -1,0 +1,1 @@
+"""The run folder, its events, and the process that trains."""

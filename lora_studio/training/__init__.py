@@ -1,0 +1,1 @@
+"""The worker process: from a recipe to a trained adapter."""

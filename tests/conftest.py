@@ -1,0 +1,118 @@
+"""Small real things the tests share: a tokenizer and two random two-layer models, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_studio.settings import Settings
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = [
+    "The quick brown fox jumps over the lazy dog.",
+    "name : The Cricketers | Type : coffee shop | food : English | area : riverside",
+    "A coffee shop near the city centre has English food and is kid friendly.",
+    "어댑터는 작고 서로 바꿔 끼울 수 있어요.",
+    "What is the capital of France? The capital of France is Paris.",
+]
+
+
+def save_tokenizer(folder: Path, *, chat_template: str | None) -> None:
+    """Train a byte-level BPE tokenizer on a few lines and save it as transformers would."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXT, trainer)
+    end = "<|im_end|>" if chat_template else "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=end, pad_token="<|endoftext|>", unk_token=None
+    )
+    if chat_template:
+        tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a ChatML template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    save_tokenizer(folder, chat_template=CHATML)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer GPT-2 (Conv1D layers, biases) without a chat template."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    save_tokenizer(folder, chat_template=None)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=400,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with an empty home folder and no Hub."""
+    return Settings(home=tmp_path / "home", offline=True)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Twenty prompt/completion rows in a JSON Lines file."""
+    places = ["Cotto", "The Mill", "Zizzi", "Aromi", "The Vaults"]
+    rows = [
+        {
+            "prompt": f"name : {place} | area : {area}",
+            "completion": f"{place} is a coffee shop in the {area} area .",
+        }
+        for place in places
+        for area in ["riverside", "city centre", "old town", "harbour"]
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
