@@ -39,6 +39,8 @@ class Settings:
     """Set when running as a Hugging Face Space (`SPACE_ID`)."""
     max_training_s: int | None = None
     """Longest training in seconds; None is no limit. A Space allows four minutes."""
+    visitor: str | None = None
+    """On a Space, whose studio this is; their runs and uploads lie apart."""
     stop_runs_on_exit: bool = False
     """Whether closing the app also stops what trains (`LORA_STUDIO_STOP_RUNS_ON_EXIT`)."""
 
@@ -63,10 +65,19 @@ class Settings:
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(settings, **given)
 
+    def for_visitor(self, visitor: str) -> Self:
+        """Return the settings of one visitor: the same machine, their own runs and uploads."""
+        return replace(self, visitor=visitor)
+
+    @property
+    def private(self) -> Path:
+        """What belongs to one person: the home folder itself, or a visitor's part of it."""
+        return self.home / "visitors" / self.visitor if self.visitor else self.home
+
     @property
     def runs(self) -> Path:
         """The folder of run folders."""
-        return self.home / "runs"
+        return self.private / "runs"
 
     @property
     def models(self) -> Path:
@@ -76,7 +87,7 @@ class Settings:
     @property
     def uploads(self) -> Path:
         """The folder of uploaded and pasted text."""
-        return self.home / "uploads"
+        return self.private / "uploads"
 
     @property
     def cache(self) -> Path:

@@ -1,0 +1,142 @@
+// The live view: asks the server for what is new since its cursor and draws only that.
+const at = (name) => element.querySelector(name);
+const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
+let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null, asking = 0;
+let first = null, last = null;
+
+const script = () => loading || (loading = new Promise((done, fail) => {
+  if (window.Plotly) return done();
+  const tag = document.createElement('script');
+  tag.src = 'PLOTLY_URL'; tag.onload = done; tag.onerror = () => { loading = null; fail(new Error('plotly')); };
+  document.head.appendChild(tag);
+}));
+
+const layout = (title, extra) => ({
+  margin: { l: 52, r: 52, t: 34, b: 36 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+  font: { family: 'system-ui, sans-serif', size: 12, color: css('--quiet') },
+  title: { text: title, font: { size: 13, color: css('--ink') }, x: 0, xanchor: 'left', y: 0.98, yanchor: 'top' },
+  xaxis: { title: { text: words.step, standoff: 6 }, gridcolor: css('--line'), zeroline: false, rangemode: 'tozero' },
+  yaxis: { gridcolor: css('--line'), zeroline: false, nticks: 6 },
+  legend: { orientation: 'h', x: 1, xanchor: 'right', y: 1.16, font: { size: 11 } },
+  hovermode: 'x unified', hoverlabel: { bgcolor: css('--panel'), font: { color: css('--ink') } }, uirevision: shown, ...extra,
+});
+const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ['lasso2d', 'select2d', 'autoScale2d'] };
+
+const lossTraces = () => [
+  { x: [], y: [], mode: 'markers', name: words.raw, marker: { color: css('--trained'), size: 4, opacity: 0.35 } },
+  { x: [], y: [], mode: 'lines', name: words.smoothed, line: { color: css('--trained'), width: 2 } },
+  { x: [], y: [], mode: 'lines+markers', name: words.held_out, marker: { color: css('--ink'), size: 8, symbol: 'diamond' }, line: { color: css('--ink'), width: 1, dash: 'dot' } },
+];
+const rateTraces = () => [
+  { x: [], y: [], mode: 'lines', name: words.learning_rate, line: { color: css('--frozen'), width: 2 } },
+  { x: [], y: [], mode: 'lines', name: words.grad_norm, yaxis: 'y2', line: { color: css('--trained'), width: 1 } },
+];
+
+async function begin() {
+  await script();
+  at('.plots').hidden = false;
+  await Plotly.react(at('.loss'), lossTraces(), layout(words.chart_loss, {}), options);
+  await Plotly.react(at('.rate'), rateTraces(), layout(words.chart_rate, {
+    yaxis: { gridcolor: css('--line'), exponentformat: 'e', zeroline: false, nticks: 5 },
+    yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, rangemode: 'tozero' } }), options);
+  drawn = true;
+}
+
+function recolour() {
+  if (!drawn) return;
+  const restyle = (div, traces, title) => {
+    const now = traces();
+    div.data.forEach((trace, i) => { if (now[i].marker) trace.marker.color = now[i].marker.color; if (now[i].line) trace.line.color = now[i].line.color; });
+    const fresh = layout(title, {});
+    Object.assign(div.layout, { font: fresh.font, title: fresh.title, hoverlabel: fresh.hoverlabel });
+    for (const axis of ['xaxis', 'yaxis']) div.layout[axis].gridcolor = css('--line');
+    Plotly.redraw(div);
+  };
+  restyle(at('.loss'), lossTraces, words.chart_loss);
+  restyle(at('.rate'), rateTraces, words.chart_rate);
+}
+
+async function draw(news) {
+  const s = news.steps;
+  if (!drawn && (s.step.length || news.evals.length)) await begin();
+  if (s.step.length) {
+    const line = s.loss.map((y) => (y === null ? null : (smooth = smooth === null ? y : 0.85 * smooth + 0.15 * y)));
+    await Plotly.extendTraces(at('.loss'), { x: [s.step, s.step], y: [s.loss, line] }, [0, 1]);
+    await Plotly.extendTraces(at('.rate'), { x: [s.step, s.step], y: [s.learning_rate, s.grad_norm] }, [0, 1]);
+    if (first === null) first = s.loss[0];
+    last = s.loss[s.loss.length - 1];
+    at('.loss').setAttribute('aria-label', `${words.chart_loss}: ${first?.toFixed(3)} → ${last?.toFixed(3)}, ${words.step} ${s.step[s.step.length - 1]}`);
+    at('.rate').setAttribute('aria-label', words.chart_rate);
+  }
+  if (news.evals.length) await Plotly.extendTraces(at('.loss'), { x: [news.evals.map((e) => e.step)], y: [news.evals.map((e) => e.loss)] }, [2]);
+}
+
+function write(name, text) { const node = at(name); if (node.textContent !== text) node.textContent = text; }
+
+function tiles(list) {
+  const box = at('.tiles');
+  while (box.children.length > list.length) box.lastChild.remove();
+  list.forEach(([label, value], i) => {
+    let tile = box.children[i];
+    if (!tile) { tile = document.createElement('div'); tile.className = 'tile'; tile.append(document.createElement('span'), document.createElement('b')); box.append(tile); }
+    if (tile.firstChild.textContent !== label) tile.firstChild.textContent = label;
+    if (tile.lastChild.textContent !== value) tile.lastChild.textContent = value;
+  });
+}
+
+function samples(list) {
+  for (const sample of list) {
+    let card = [...at('.samples').children].find((node) => node.dataset.prompt === sample.prompt);
+    if (!card) {
+      card = document.createElement('div'); card.className = 'sample'; card.dataset.prompt = sample.prompt;
+      const q = document.createElement('div'); q.className = 'q'; q.textContent = sample.prompt; card.append(q); at('.samples').append(card);
+    }
+    const line = document.createElement('p'), when = document.createElement('span'), text = document.createElement('span');
+    if (!sample.step) line.className = 'base';
+    when.className = 's'; when.textContent = sample.step ? `${words.step} ${sample.step}` : words.before;
+    text.className = 'x'; text.textContent = sample.answer || '…'; line.append(when, text);
+    // The first answer and the latest three tell the story; the rest is in the events file.
+    card.append(line); if (card.children.length > 5) card.children[2].remove();
+  }
+  at('.heading').hidden = !at('.samples').children.length;
+}
+
+function forget() {
+  cursor = [0, 0, 0]; smooth = null; first = last = null; drawn = false;
+  if (window.Plotly) { Plotly.purge(at('.loss')); Plotly.purge(at('.rate')); }
+  at('.plots').hidden = true; at('.samples').replaceChildren(); at('.tiles').replaceChildren(); at('.heading').hidden = true;
+  at('.cause').hidden = true; at('details').open = false;
+}
+
+async function ask() {
+  const run = props.value || '';
+  at('.ls-live').hidden = !run;
+  if (!run) { shown = ''; return 1500; }
+  if (run !== shown) { shown = run; forget(); }
+  const [steps, evals, past] = cursor;
+  const news = await server.delta({ run, steps, evals, samples: past });
+  if (news.run !== shown || run !== props.value) return 200;
+  if (news.words) { words = news.words; write('.heading', words.samples); write('.log summary', words.log); at('details').hidden = false; }
+  if (cursor.some((count, i) => news.from[i] < count)) forget();
+  await draw(news);
+  samples(news.samples); tiles(news.tiles); cursor = news.cursor;
+  write('.name', news.run); write('.state', news.state);
+  at('.ls-bar i').style.width = `${Math.round(news.share * 100)}%`;
+  at('.ls-bar').setAttribute('aria-valuenow', Math.round(news.share * 100));
+  at('.cause').hidden = !news.cause; at('.cause').className = 'ls-say cause bad'; write('.cause', news.cause);
+  element.dataset.status = news.status;
+  return news.over ? 3000 : 1000;
+}
+
+at('details').addEventListener('toggle', async (event) => {
+  if (event.target.open) at('pre').textContent = await server.log_tail({ run: shown });
+});
+new MutationObserver(recolour).observe(document.body, { attributes: true, attributeFilter: ['class'] });
+
+async function loop(mine) {
+  let pause = 1000;
+  try { if (!document.hidden) pause = await ask(); } catch (error) { write('.state', words.reconnecting || 'reconnecting…'); pause = 2000; }
+  if (element.isConnected && mine === asking) setTimeout(() => loop(mine), pause);
+}
+watch('value', () => { asking += 1; loop(asking); });
+loop(asking);

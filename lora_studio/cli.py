@@ -1,0 +1,261 @@
+"""The command line: `python -m lora_studio`. Thin, over the same functions as the page.
+
+Exit codes: 0 done, 1 failed run or model, 2 bad recipe or usage with all problems listed. What a
+program reads goes to stdout, what a person reads to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lora_studio.chat.request import Pane, Sampling
+from lora_studio.errors import DatasetError, RecipeError, StudioError
+from lora_studio.models.description import ModelInfo
+from lora_studio.recipe import Recipe
+from lora_studio.runs.history import History
+from lora_studio.settings import Settings
+from lora_studio.studio import Machine, Studio
+from lora_studio.wording import say
+
+LOOK_EVERY_S = 0.3
+DONE, FAILED, UNUSABLE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        settings = Settings.from_environment(
+            host=getattr(options, "host", None),
+            port=getattr(options, "port", None),
+            model_folders=tuple(getattr(options, "model_folder", None) or ()) or None,
+        )
+        code: int = options.run(options, settings)
+    except (RecipeError, DatasetError) as error:
+        print(error, file=sys.stderr)
+        return UNUSABLE
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lora_studio", description=say("cli.description"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=say(f"cli.{name}"))
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve)
+    serve.add_argument("--host")
+    serve.add_argument("--port", type=int)
+    serve.add_argument("--model-folder", type=Path, action="append", metavar="DIR")
+    train = command("train", _train)
+    preview = command("preview", _preview)
+    for added in (train, preview):
+        added.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+        added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    command("runs", _runs)
+    show = command("show", _show)
+    stop = command("stop", _stop)
+    ask = command("ask", _ask)
+    for added in (show, stop, ask):
+        added.add_argument("run_id", metavar="RUN")
+    ask.add_argument("question")
+    ask.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    ask.add_argument("--greedy", action="store_true")
+    inspect = command("inspect", _inspect)
+    inspect.add_argument("model", metavar="MODEL")
+    for added in (show, ask, inspect, preview):
+        added.add_argument("--json", action="store_true")
+    return parser
+
+
+def _studio(settings: Settings) -> Studio:
+    return Studio(settings, Machine.open(settings, isolated=False))
+
+
+def _serve(_: argparse.Namespace, settings: Settings) -> int:
+    from lora_studio.ui.server import serve
+
+    print(say("cli.address", url=f"http://{settings.host}:{settings.port}"), file=sys.stderr)
+    try:
+        serve(settings)
+    except OSError as error:
+        if "port" not in str(error).lower():
+            raise
+        sentence = say("cli.port_taken", port=settings.port, other=settings.port + 1)
+        print(sentence, file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _train(options: argparse.Namespace, settings: Settings) -> int:
+    studio = _studio(settings)
+    run = studio.start(_recipe(options))
+    try:
+        history = _follow(studio, run)
+    except KeyboardInterrupt:
+        print(say("cli.stopping"), file=sys.stderr)
+        studio.stop(run, keep=True)
+        try:
+            history = _follow(studio, run)
+        except KeyboardInterrupt:
+            print(say("cli.left_running", run=run), file=sys.stderr)
+            return DONE
+    if history.cause is not None:
+        print(history.cause, file=sys.stderr)
+    print(run)
+    return FAILED if history.cause is not None else DONE
+
+
+def _follow(studio: Studio, run: str) -> History:
+    """Show a run's progress until it is over."""
+    history = studio.history(run)
+    with tqdm(unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+        while not history.is_over:
+            _draw(bar, history)
+            time.sleep(LOOK_EVERY_S)
+            history.update()
+        _draw(bar, history)
+    return history
+
+
+def _draw(bar: tqdm[Any], history: History) -> None:
+    if not history.total_steps:
+        stage = history.stage
+        bar.total, bar.n = stage.get("total") or None, stage.get("done", 0)
+        bar.set_description_str(say(f"page.stage_{stage.get('stage', 'start')}"))
+        return
+    bar.total, bar.n = history.total_steps, history.step
+    bar.set_description_str(history.status)
+    if history.steps and history.steps[-1]["loss"] is not None:
+        last = history.steps[-1]
+        bar.set_postfix_str(f"loss {last['loss']:.3f}, {last['tokens_per_s']:.0f} tokens/s")
+
+
+def _runs(_: argparse.Namespace, settings: Settings) -> int:
+    found = _studio(settings).runs()
+    if not found:
+        print(say("cli.no_runs"), file=sys.stderr)
+    for history in found:
+        loss = history.summary()["last_train_loss"]
+        shown = "–" if loss is None else f"{loss:.3f}"
+        print(f"{history.folder.id}\t{history.status}\t{history.step} steps\tloss {shown}")
+    return DONE
+
+
+def _show(options: argparse.Namespace, settings: Settings) -> int:
+    history = _studio(settings).history(options.run_id)
+    summary = history.summary()
+    if options.json:
+        _print_json(summary)
+        return DONE
+    _print_facts(summary)
+    if history.cause is not None:
+        print(history.cause)
+    return DONE
+
+
+def _stop(options: argparse.Namespace, settings: Settings) -> int:
+    _studio(settings).stop(options.run_id, keep=True)
+    return DONE
+
+
+def _ask(options: argparse.Namespace, settings: Settings) -> int:
+    studio = _studio(settings)
+    question = [{"role": "user", "content": options.question}]
+    panes = [
+        Pane(adapter=None, messages=question),  # type: ignore[arg-type]
+        Pane(adapter=options.run_id, messages=question),  # type: ignore[arg-type]
+    ]
+    sampling = Sampling(greedy=options.greedy, max_new_tokens=options.max_new_tokens)
+    answers = ["", ""]
+    for event in studio.ask(options.run_id, panes, sampling):
+        if "text" in event:
+            answers[event["pane"]] += event["text"]
+    found = dict(zip(("base", "adapter"), (answer.strip() for answer in answers), strict=True))
+    if options.json:
+        _print_json(found)
+    else:
+        _print_facts(found)
+    return DONE
+
+
+def _inspect(options: argparse.Namespace, settings: Settings) -> int:
+    info: ModelInfo = _result(_studio(settings).inspect(options.model))
+    modules = [
+        {name: getattr(group, name) for name in ("name", "count", "d_in", "d_out", "kind")}
+        for group in info.modules
+    ]
+    names = ("architecture", "parameters", "layers", "context_length", "chat_template")
+    found = {name: getattr(info, name) for name in names}
+    if options.json:
+        _print_json(found | {"modules": modules})
+        return DONE
+    _print_facts(found)
+    for group in modules:
+        print("  {name}: {count} × {kind} {d_in} → {d_out}".format(**group))
+    return DONE
+
+
+def _preview(options: argparse.Namespace, settings: Settings) -> int:
+    found = _result(_studio(settings).preview(_recipe(options)))
+    if options.json:
+        _print_json(found)
+        return DONE
+    _print_facts({name: value for name, value in found.items() if isinstance(value, (int, str))})
+    for example in found["examples"]:
+        print("---")
+        print("".join(f"[{text}]" if trained else text for text, trained in example["pieces"]))
+    return DONE
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """Read the recipe file; its data files are taken from its own folder."""
+    file: Path = options.recipe
+    try:
+        recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError.of([StudioError("cli.recipe_missing", file=str(file))]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError.of([StudioError("cli.recipe_encoding", file=str(file))]) from error
+    changed = recipe.changed(options.set)
+    beside = file.resolve().parent
+    return changed.with_files(str(beside / Path(name).expanduser()) for name in changed.data.files)
+
+
+def _result(events: Iterable[dict[str, Any]]) -> Any:
+    """Show the stages of a question to the workbench and return its answer."""
+    found = None
+    with tqdm(file=sys.stderr, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for event in events:
+            if "result" in event:
+                found = event["result"]
+                continue
+            bar.set_description_str(say(f"page.stage_{event['stage']}"))
+            bar.total, bar.n = event["total"] or None, event["done"]
+            bar.refresh()
+    return found
+
+
+def _print_json(found: Any) -> None:
+    print(json.dumps(found, ensure_ascii=False))
+
+
+def _print_facts(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        print(f"{name}: {value}")

@@ -1,0 +1,58 @@
+"""Where an answer begins and ends in a conversation's tokens.
+
+The `{% generation %}` marks that some templates carry are not used: transformers 5.23 maps them to
+tokens by single characters, which leaves an answer that ends in an emoji without its end token, and
+can mark all that follows an answer (https://github.com/huggingface/transformers/issues/47325).
+What each turn adds to the text says the same without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_studio.data import templates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Closer:
+    """Knows where answers end: at an end token, white space after it left out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ends = templates.end_ids(tokenizer)
+        self.is_blank = cache(lambda token: not tokenizer.decode([token]).strip())
+
+    def closed(self, tokens: Sequence[int]) -> int | None:
+        """Return how many tokens there are up to the end token, None where there is no such."""
+        count = len(tokens)
+        while count and self.is_blank(tokens[count - 1]):
+            count -= 1
+        return count if count and tokens[count - 1] in self.ends else None
+
+
+def earlier_answers(
+    prompt: Sequence[int], earlier: Sequence[tuple[list[int], list[int]]], *, closer: Closer
+) -> tuple[list[bool], bool]:
+    """Return which of the prompt's tokens are earlier answers, each with its end.
+
+    Args:
+        prompt: Tokens before the last answer.
+        earlier: For each earlier answer the tokens up to its start, and up to its end.
+        closer: Knows where answers end.
+
+    Returns:
+        A flag per token, and whether all are unset because the tokens of an earlier turn are not
+        those the whole conversation has in its place.
+    """
+    trained = [False] * len(prompt)
+    for start, end in earlier:
+        if end[: len(start)] != start or list(prompt[: len(end)]) != end:
+            return [False] * len(prompt), True
+        answer = end[len(start) :]
+        count = closer.closed(answer) or len(answer)
+        trained[len(start) : len(start) + count] = [True] * count
+    return trained, False

@@ -1,0 +1,129 @@
+"""Loads a model folder's tokenizer and weights, in the number format asked for.
+
+Takes only folders that `sources.resolve` returned, reads only safetensors, and never runs code
+from a model's repository.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from lora_studio.errors import ModelError
+from lora_studio.models.accounting import fan_in_fan_out, target_modules
+
+__all__ = ["fan_in_fan_out", "load_model", "load_tokenizer", "reading", "target_modules"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the folder's tokenizer; one without a padding token pads with its end token.
+
+    Raises:
+        ModelError: If the files are missing or need a library that is not installed.
+    """
+    with reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, precision: str, device: str) -> Any:
+    """Return the causal language model in `folder`, in evaluation mode, on one device.
+
+    Args:
+        folder: A folder from `sources.resolve`.
+        precision: `nf4`, `int8`, `bf16`, `fp16` or `fp32`; never `auto`.
+        device: `cuda`, `mps` or `cpu`. Started by a launcher, each process takes its own GPU.
+
+    Raises:
+        ModelError: If it does not fit into memory, or the files are missing or broken.
+    """
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    with reading(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            device_map={"": place},
+            **_number_format(precision, device),
+            **LOCAL,
+        )
+
+
+def _number_format(precision: str, device: str) -> dict[str, Any]:
+    """Return `from_pretrained`'s options for a precision.
+
+    NF4 with double quantisation is QLoRA's (arXiv 2305.14314, sections 3.1 and 3.2).
+    """
+    if precision in DTYPES:
+        return {"dtype": DTYPES[precision]}
+    compute = _compute_dtype(device)
+    if precision == "int8":
+        # bitsandbytes says at every layer of every step that it rounds the inputs to 16 bit.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+    return {"dtype": compute, "quantization_config": quantization}
+
+
+def _compute_dtype(device: str) -> torch.dtype:
+    """Return what quantised weights are multiplied in."""
+    if device != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what torch, transformers and safetensors raise inside the block into ModelError."""
+    try:
+        yield
+    except (
+        MemoryError, RuntimeError, OSError, ValueError, KeyError, ImportError, SafetensorError
+    ) as error:  # fmt: skip
+        known = translate(error, folder)
+        if known is None:
+            raise
+        raise known from error
+
+
+def translate(error: Exception, folder: Path) -> ModelError | None:
+    """Return the sentence for an exception while a model is read, or None for a bug of ours."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text)
+    ):
+        return ModelError("model.out_of_memory", source=_name_of(folder))
+    if isinstance(error, ImportError):
+        reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        return ModelError("model.missing_library", source=_name_of(folder), reason=reason)
+    if isinstance(error, RuntimeError):
+        return None
+    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return ModelError("model.unreadable", source=_name_of(folder), reason=reason[:300])
+
+
+def _name_of(folder: Path) -> str:
+    """Return a folder's name; that of a Hub snapshot, `…/models--owner--name/…`, is the Hub id."""
+    for part in folder.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return folder.name

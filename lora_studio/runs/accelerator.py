@@ -1,0 +1,90 @@
+"""Who has the accelerator: one job at a time, by a note on disk that any process can read.
+
+The note holds the job's pid and start time; a note whose process is gone counts for nothing,
+so a crash never locks anybody out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from lora_studio.errors import RunError
+from lora_studio.runs.process import is_running, pid_of, write_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Who holds the accelerator."""
+
+    kind: str
+    """`training` or `compare`."""
+    name: str
+    """The run's id."""
+    visitor: str | None = None
+    """On a Space, whose run it is."""
+
+
+class Accelerator:
+    """The one place that is asked before a job starts.
+
+    Args:
+        home: The studio's home folder; the note lies there, whoever's run it is.
+    """
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._note = home / "accelerator.json"
+        self._identity = home / "accelerator-process.json"
+        self._guard = FileLock(home / "accelerator.lock")
+
+    def holder(self) -> Job | None:
+        """Return the job that runs now, or None."""
+        try:
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return Job(**note) if is_running(self._identity) else None
+
+    def guard(self) -> FileLock:
+        """Return the lock under which `check` and `assign` are one step."""
+        return self._guard
+
+    def check(self, visitor: str | None) -> None:
+        """Raise RunError if a job is busy, naming it to `visitor` only if it is theirs."""
+        job = self.holder()
+        if job is None:
+            return
+        if job.visitor != visitor:
+            raise RunError("run.busy_other")
+        raise RunError(f"run.busy_{job.kind}", run=job.name)
+
+    def is_taken_by(self, kind: str) -> bool:
+        """Return whether a job of this kind runs now."""
+        job = self.holder()
+        return job is not None and job.kind == kind
+
+    def is_mine(self) -> bool:
+        """Return whether the job runs in this very process."""
+        return self.holder() is not None and pid_of(self._identity) == os.getpid()
+
+    def assign(self, job: Job, pid: int) -> None:
+        """Note that a process has the accelerator until it ends or `release` is called."""
+        partial = self._note.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        partial.replace(self._note)
+        write_identity(self._identity, pid)
+
+    def release(self, job: Job) -> None:
+        """Give it back, if it is this job that holds it."""
+        with self._guard:
+            if self.holder() == job:
+                self.clear()
+
+    def clear(self) -> None:
+        """Forget who holds it."""
+        self._identity.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""The events file: append-only JSON Lines, written by one worker, read by everybody else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+RESERVE_BYTES = 65_536
+
+
+class EventWriter:
+    """Appends events, each on disk before the next line of the worker runs.
+
+    A small reserve file is kept beside the events and given up when the disk is full, so that
+    the event which says so can still be written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._reserve = file.with_suffix(".reserve")
+        self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
+        self._out = file.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event; a number that is not finite becomes null, and its name is listed.
+
+        Raises:
+            OSError: If it cannot be written even with the reserve given up.
+        """
+        broken = [name for name, value in fields.items() if _is_broken(value)]
+        fields = {name: None if name in broken else value for name, value in fields.items()}
+        if broken:
+            fields["not_finite"] = broken
+        entry = {"time": round(time.time(), 3), "event": event, **fields}
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self._append(line)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._append(line)
+
+    def close(self) -> None:
+        """Close the file and remove the reserve."""
+        self._out.close()
+        self._reserve.unlink(missing_ok=True)
+
+    def _append(self, line: str) -> None:
+        self._out.write(line)
+        self._out.flush()
+
+
+def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the events after a byte offset, and the offset to go on from.
+
+    A last line without its line end is still being written: it is left for the next read. A
+    line that is not JSON (a torn write before a crash) is passed over.
+    """
+    try:
+        with file.open("rb") as source:
+            source.seek(offset)
+            block = source.read()
+    except FileNotFoundError:
+        return [], offset
+    whole, newline, _ = block.rpartition(b"\n")
+    events = []
+    for line in whole.split(b"\n") if newline else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            events.append(entry)
+    return events, offset + len(whole) + len(newline)
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,141 @@
+"""One run's folder: what lies where.
+
+runs/<id>/
+  recipe.yaml     written once, complete
+  data/           fingerprint and the encoded split as Arrow
+  process.json    pid and start time of the worker
+  events.jsonl    append-only, one JSON object a line
+  stdout.log      the worker's output
+  stop            flag: "keep" or "discard"
+  checkpoints/    what the trainer saved on the way
+  adapter/        the result, in PEFT's format
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_studio.errors import RunError
+from lora_studio.recipe import Recipe
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run; nothing is read or written except by the methods that say so."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's name on the command line and the page."""
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe file."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The encoded rows."""
+        return self.path / "data"
+
+    @property
+    def process(self) -> Path:
+        """Who trains it."""
+        return self.path / "process.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def stdout(self) -> Path:
+        """What the worker printed."""
+        return self.path / "stdout.log"
+
+    @property
+    def stop(self) -> Path:
+        """The stop flag."""
+        return self.path / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What the trainer saved on the way."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The result."""
+        return self.path / "adapter"
+
+    def read_recipe(self) -> Recipe:
+        """Read the run's recipe."""
+        return Recipe.from_yaml(self.recipe.read_text(encoding="utf-8"))
+
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, oldest first."""
+        return sorted(
+            int(weights.parent.name.removeprefix("checkpoint-"))
+            for weights in self.checkpoints.glob(f"checkpoint-*/{WEIGHTS}")
+        )
+
+    def newest_adapter(self) -> Path | None:
+        """Return the finished adapter, else the last checkpoint, else None."""
+        if (self.adapter / WEIGHTS).is_file():
+            return self.adapter
+        steps = self.checkpoint_steps()
+        return self.checkpoints / f"checkpoint-{steps[-1]}" if steps else None
+
+
+def create(runs: Path, recipe: Recipe) -> RunFolder:
+    """Make a new run folder named after the recipe and write the recipe into it."""
+    runs.mkdir(parents=True, exist_ok=True)
+    stem = slug(recipe.name or _data_name(recipe))
+    for number in itertools.count(1):
+        folder = RunFolder(runs / f"{stem}-{number}")
+        try:
+            folder.path.mkdir()
+        except FileExistsError:
+            continue
+        folder.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+        return folder
+    raise AssertionError  # pragma: no cover - the count has no end
+
+
+def find(runs: Path, run_id: str) -> RunFolder:
+    """Return the folder of a run by its id.
+
+    The id is compared with the names that exist and never joined to a path.
+
+    Raises:
+        RunError: If there is no such run.
+    """
+    for folder in listed(runs):
+        if folder.id == run_id:
+            return folder
+    raise RunError("run.unknown", run=run_id)
+
+
+def listed(runs: Path) -> list[RunFolder]:
+    """Return every run folder, newest first."""
+    found = [file.parent for file in runs.glob("*/recipe.yaml")]
+    found.sort(key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns, reverse=True)
+    return [RunFolder(path) for path in found]
+
+
+def slug(name: str) -> str:
+    """Turn a name into a folder name of letters of any script, digits and dashes."""
+    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", name).lower()).strip("-_")
+    return words[:40].rstrip("-_") or "run"
+
+
+def _data_name(recipe: Recipe) -> str:
+    return Path(recipe.data.files[0]).stem if recipe.data.files else "run"

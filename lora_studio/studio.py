@@ -1,0 +1,356 @@
+"""The use cases: what the page and the command line call, and nothing they must know beneath it.
+
+It imports no heavy library. What needs one runs in a child process (`isolated=True`, the page)
+or is imported when it is first used (the command line).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from lora_studio.adapters.archive import zip_adapter
+from lora_studio.chat.request import Pane, Sampling
+from lora_studio.child import Child, InProcess
+from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.hardware import Hardware, probe, resolve_precision
+from lora_studio.models.accounting import target_modules
+from lora_studio.models.description import ModelInfo
+from lora_studio.recipe import ALL_LINEAR, Recipe
+from lora_studio.runs import folder as run_folder
+from lora_studio.runs import process
+from lora_studio.runs.accelerator import Accelerator, Job
+from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.history import History
+from lora_studio.settings import STARTER, Settings
+from lora_studio.wording import ASSETS
+
+log = logging.getLogger(__name__)
+
+RECORDED = ASSETS / "recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What everybody on this machine shares: the hardware and the two heavy processes."""
+
+    hardware: Hardware
+    bench: Child | InProcess
+    """Serves a `Workbench`."""
+    chat: Child | InProcess
+    """Serves a chat `Engine`."""
+    accelerator: Accelerator
+    answering: threading.Lock
+    """Held from loading a chat model to the last word of its answer."""
+
+    @classmethod
+    def open(cls, settings: Settings, *, isolated: bool) -> Self:
+        """Look at the hardware; start nothing yet.
+
+        Args:
+            settings: Where things live.
+            isolated: Whether heavy libraries run in child processes (the page) or in this one
+                (the command line).
+        """
+        serve = Child if isolated else InProcess
+        return cls(
+            hardware=probe(),
+            bench=serve("lora_studio.workbench:Workbench", settings),
+            chat=serve("lora_studio.chat.engine:Engine"),
+            accelerator=Accelerator(settings.home),
+            answering=threading.Lock(),
+        )
+
+
+class Studio:
+    """One person's studio: their runs, on a machine they may share with others."""
+
+    def __init__(self, settings: Settings, machine: Machine) -> None:
+        self.settings = settings
+        self.hardware = machine.hardware
+        self._machine = machine
+        self._bench = machine.bench
+        self._chat = machine.chat
+        self._accelerator = machine.accelerator
+        self._histories: dict[str, History] = {}
+        self._visitors: dict[str, Studio] = {}
+        self._lock = threading.Lock()
+
+    def for_visitor(self, visitor: str) -> Studio:
+        """Return the studio of one visitor of a Space, whose runs nobody else sees."""
+        with self._lock:
+            if visitor not in self._visitors:
+                mine = self.settings.for_visitor(visitor)
+                self._visitors[visitor] = Studio(mine, self._machine)
+            return self._visitors[visitor]
+
+    def close(self) -> None:
+        """End the child processes; runs go on unless the settings say otherwise."""
+        self._chat.close()
+        self._bench.close()
+        if self.settings.stop_runs_on_exit:
+            for history in self.runs():
+                if not history.is_over:
+                    self.stop(history.folder.id, keep=True)
+
+    # Models and data
+
+    def inspect(self, source: str, *, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Describe a base model: what it is made of and which modules can have an adapter.
+
+        Yields:
+            `{"stage", "done", "total"}` while it works, at last `{"result": ModelInfo}`.
+
+        Raises:
+            ModelError: If it cannot be found, fetched or read.
+        """
+        known = self.known_model(source)
+        if known is not None:
+            yield {"result": known}
+            return
+        for event in self._bench.stream("inspect", source=source, token=token):
+            if "result" not in event:
+                yield event
+                continue
+            self._remember(source, event["result"])
+            yield {"result": ModelInfo.from_dict(event["result"])}
+
+    def known_model(self, source: str) -> ModelInfo | None:
+        """Return a model's description if it was made before; the starter's is shipped."""
+        is_folder = "/" in source and Path(source).is_dir()
+        file = ASSETS / "starter.json" if source == STARTER else self._info_file(source)
+        if is_folder or not file.is_file():
+            return None
+        try:
+            return ModelInfo.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def preview(self, recipe: Recipe, *, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Encode a recipe's data without training.
+
+        Yields:
+            `{"stage", "done", "total"}` while it works, at last `{"result": report}`, the plain
+            values of `lora_studio.data.report.Report`.
+
+        Raises:
+            StudioError: If the model or the data cannot be used.
+        """
+        _check_files(recipe)
+        yield from self._bench.stream("preview", recipe=recipe, token=token)
+
+    def precision(self, recipe: Recipe) -> str:
+        """Return the number format a recipe would use here.
+
+        Raises:
+            ModelError: If this machine cannot use the one that is asked for.
+        """
+        return resolve_precision(recipe.precision, self.hardware)
+
+    # Runs
+
+    def start(self, recipe: Recipe, *, token: str | None = None) -> str:
+        """Start a training in a process of its own and return the run's id.
+
+        Everything that can be checked without the model is checked first; only then is a loaded
+        chat model given up.
+
+        Raises:
+            RecipeError: If the recipe cannot work on this machine.
+            RunError: If another job has the accelerator, naming it, or the disk is full.
+        """
+        _check_files(recipe)
+        self.precision(recipe)
+        self._check_modules(recipe)
+        with self._accelerator.guard():
+            if not self._accelerator.is_taken_by("training"):
+                self._chat.close()  # a training may need every byte
+            if self._accelerator.is_mine():
+                self._accelerator.clear()
+            self._accelerator.check(self.settings.visitor)
+            folder = self._create(recipe)
+            pid = process.start(folder, environment=self._worker_environment(token))
+            self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
+        return folder.id
+
+    def stop(self, run_id: str, *, keep: bool) -> None:
+        """Stop a run at its next step and keep what it learned, or end it at once.
+
+        Raises:
+            RunError: If there is no such run or it is over.
+        """
+        history = self.history(run_id)
+        if self.is_recorded(history.folder):
+            raise RunError("run.read_only")
+        if history.is_over:
+            raise RunError("run.is_over", run=run_id)
+        process.request_stop(history.folder, keep=keep)
+        if not keep:
+            process.end(history.folder)
+
+    def history(self, run_id: str) -> History:
+        """Return what a run has been through so far.
+
+        Raises:
+            RunError: If there is no such run.
+        """
+        known = self._histories.get(run_id)
+        if known is None or not known.folder.recipe.exists():
+            known = self._histories[run_id] = History(self._find(run_id))
+        return known.update()
+
+    def runs(self) -> list[History]:
+        """Return all runs, newest first; on a Space the recorded one stands last."""
+        folders = run_folder.listed(self.settings.runs)
+        if self.settings.space_id:
+            folders += run_folder.listed(RECORDED)
+        return [self.history(folder.id) for folder in folders]
+
+    def active(self) -> History | None:
+        """Return the run that trains now, if it is one of this studio's."""
+        job = self._accelerator.holder()
+        if job is None or job.kind != "training" or job.visitor != self.settings.visitor:
+            return None
+        try:
+            history = self.history(job.name)
+        except RunError:
+            return None
+        return None if history.is_over else history
+
+    def is_recorded(self, folder: RunFolder) -> bool:
+        """Return whether a run was shipped with the program and cannot be changed."""
+        return folder.path.parent == RECORDED
+
+    def archive(self, run_id: str, target: Path) -> Path:
+        """Zip a run's adapter into the folder `target` and return the file.
+
+        Raises:
+            RunError: If the run has no adapter.
+        """
+        return zip_adapter(self._adapter(self.history(run_id)), target / f"{run_id}.zip")
+
+    # Answers
+
+    def ask(
+        self,
+        run_id: str,
+        panes: Sequence[Pane],
+        sampling: Sampling,
+    ) -> Iterator[dict[str, Any]]:
+        """Answer with the base and the adapter of a run out of one loaded model.
+
+        Args:
+            run_id: Whose base, precision and adapter to use. In a pane the adapter goes by
+                the run's id, the base by None.
+            panes: Who answers what.
+            sampling: How.
+
+        Yields:
+            `{"stage", "done", "total"}` while the model is fetched and loaded, then the engine's
+            events, see `lora_studio.chat.engine.Engine.generate`.
+
+        Raises:
+            StudioError: If the run has no adapter, or a training has the accelerator.
+        """
+        history = self.history(run_id)
+        adapter = self._adapter(history)
+        recipe = history.folder.read_recipe()
+        asked = history.plan.get("precision", recipe.precision)
+        precision = resolve_precision(asked, self.hardware)
+        self._refuse_while_training()
+        base = ""
+        for event in self._bench.stream("fetch", source=recipe.model.source):
+            base = event.get("result", "")
+            if not base:
+                yield event
+        yield {"stage": "load", "done": 0, "total": 0}
+        job = Job("compare", run_id, self.settings.visitor)
+        # One at a time from loading to the last word: a visitor's load must not slip in between.
+        with self._machine.answering:
+            with self._accelerator.guard():
+                self._refuse_while_training()
+                self._accelerator.assign(job, os.getpid())
+            try:
+                self._chat.call(
+                    "load",
+                    model_folder=base,
+                    precision=precision,
+                    device=self.hardware.device,
+                    adapters={run_id: str(adapter)},
+                )
+                yield from self._chat.stream("generate", panes=list(panes), sampling=sampling)
+            finally:
+                self._accelerator.release(job)
+
+    def stop_answering(self) -> None:
+        """Stop what is being answered at the next token."""
+        self._chat.interrupt("stop")
+
+    # Beneath
+
+    def _refuse_while_training(self) -> None:
+        if self._accelerator.is_taken_by("training"):
+            self._accelerator.check(self.settings.visitor)
+
+    def _find(self, run_id: str) -> RunFolder:
+        if self.settings.space_id and run_id in {item.id for item in run_folder.listed(RECORDED)}:
+            return run_folder.find(RECORDED, run_id)
+        return run_folder.find(self.settings.runs, run_id)
+
+    def _adapter(self, history: History) -> Path:
+        adapter = history.folder.newest_adapter()
+        if adapter is None:
+            raise RunError("run.no_adapter", run=history.folder.id, status=history.status)
+        return adapter
+
+    def _create(self, recipe: Recipe) -> RunFolder:
+        files = [str(Path(file).expanduser().resolve()) for file in recipe.data.files]
+        try:
+            return run_folder.create(self.settings.runs, recipe.with_files(files))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise RunError("run.disk_full", home=str(self.settings.home)) from error
+            raise
+
+    def _check_modules(self, recipe: Recipe) -> None:
+        """Refuse an unknown target module at once where the model is already known."""
+        info = self.known_model(recipe.model.source)
+        if info is not None and recipe.adapter.target_modules != ALL_LINEAR:
+            target_modules(info, recipe.adapter)
+
+    def _worker_environment(self, token: str | None) -> dict[str, str]:
+        environment = {"LORA_STUDIO_HOME": str(self.settings.home)}
+        if self.settings.offline:
+            environment["HF_HUB_OFFLINE"] = "1"
+        if token or self.settings.hub_token:
+            environment["HF_TOKEN"] = token or self.settings.hub_token or ""
+        return environment
+
+    def _remember(self, source: str, found: dict[str, Any]) -> None:
+        file = self._info_file(source)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found), encoding="utf-8")
+
+    def _info_file(self, source: str) -> Path:
+        name = sha256(source.encode()).hexdigest()[:24]
+        return self.settings.cache / "models" / f"{name}.json"
+
+
+def _check_files(recipe: Recipe) -> None:
+    problems: list[StudioError] = [
+        StudioError("run.file_missing", file=file)
+        for file in recipe.data.files
+        if not Path(file).expanduser().is_file()
+    ]
+    if not recipe.data.files:
+        problems.append(StudioError("run.no_data"))
+    if problems:
+        raise RecipeError.of(problems)

@@ -1,0 +1,195 @@
+"""From the trainer's callbacks to events, and from the stop flag to the trainer's control."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from lora_studio.runs.events import EventWriter
+from lora_studio.training.failures import NotFiniteError
+
+SAMPLE_TOKENS = 48
+RECENT_STEPS = 20
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Writes a step, eval and sample event whenever the trainer gets that far.
+
+    Args:
+        events: Where to.
+        stop: The stop flag's path; looked at after every step.
+        max_training_s: Ends the run, keeping what it has, after so many seconds; None never.
+    """
+
+    def __init__(self, events: EventWriter, stop: Path, *, max_training_s: int | None) -> None:
+        self._events = events
+        self._stop = stop
+        self._max_training_s = max_training_s
+        self._trainer: Any = None
+        self._questions: tuple[list[str], list[str]] = ([], [])
+        self._began = self._step_began = 0.0
+        self._step_s: list[float] = []
+        self._step_tokens: list[int] = []
+        self._tokens_before = 0
+        self._pause_s: list[float] = []
+        self.timed_out = False
+
+    def attach(self, trainer: Any, prompts: Sequence[str], rendered: Sequence[str]) -> None:
+        """Name the trainer and the prompts to answer, as typed and as the model reads them."""
+        self._trainer = trainer
+        self._questions = (list(prompts), list(rendered))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self._stop.exists()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Answer the prompts and measure the held-out rows before the first step."""
+        self._began = time.monotonic()
+        if self._trainer.eval_dataset is not None and not self.stopping:
+            self._trainer.evaluate()
+        self._sample(step=0)
+        self._events.write("stage", stage="train")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note when the step began."""
+        self._step_began = time.monotonic()
+        self._tokens_before = self._trainer.tokens_seen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the step's time; stop if asked to."""
+        self._step_s.append(time.monotonic() - self._step_began)
+        self._step_tokens.append(self._trainer.tokens_seen - self._tokens_before)
+        limit = self._max_training_s
+        self.timed_out = limit is not None and time.monotonic() - self._began > limit
+        if self.stopping or self.timed_out:
+            control.should_training_stop = True
+            control.should_evaluate = control.should_save = False
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Write what a step did, or what an evaluation found."""
+        logs = logs or {}
+        if "eval_loss" in logs:
+            self._write_eval(state.global_step, logs["eval_loss"])
+        elif "loss" in logs:
+            self._write_step(state, logs)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After an evaluation inside the run, answer the prompts again."""
+        if state.global_step:
+            self._sample(step=state.global_step)
+            self._events.write("stage", stage="train")
+
+    @contextmanager
+    def pause(self, stage: str) -> Iterator[None]:
+        """Announce work between steps and keep its time apart from theirs."""
+        self._events.write("stage", stage=stage)
+        start = time.monotonic()
+        yield
+        self._pause_s.append(time.monotonic() - start)
+
+    def _write_step(self, state: Any, logs: dict[str, Any]) -> None:
+        recent_s = sum(self._step_s[-RECENT_STEPS:])
+        self._events.write(
+            "step",
+            step=state.global_step,
+            epoch=round(state.epoch or 0.0, 4),
+            loss=float(logs["loss"]),
+            grad_norm=_number(logs.get("grad_norm")),
+            learning_rate=float(logs["learning_rate"]),
+            tokens_per_s=round(sum(self._step_tokens[-RECENT_STEPS:]) / max(recent_s, 1e-9), 1),
+            tokens_seen=self._trainer.tokens_seen,
+            memory_bytes=memory_bytes(),
+            seconds_left=self._seconds_left(state),
+        )
+        if not math.isfinite(float(logs["loss"])):
+            raise NotFiniteError
+
+    def _write_eval(self, step: int, loss: float) -> None:
+        perplexity = math.exp(loss) if loss < 50 else math.inf
+        self._events.write("eval", step=step, loss=loss, perplexity=perplexity)
+
+    def _seconds_left(self, state: Any) -> float:
+        """Return steps and pauses still to come, at the pace of the recent ones."""
+        recent = self._step_s[-RECENT_STEPS:]
+        steps = (state.max_steps - state.global_step) * sum(recent) / max(len(recent), 1)
+        every = self._trainer.args.eval_steps
+        pauses = state.max_steps // every - state.global_step // every if every else 0
+        pause_s = sum(self._pause_s) / max(len(self._pause_s), 1)
+        # An evaluation and a sample each make a pause.
+        return round(steps + 2 * pauses * pause_s, 1)
+
+    def _sample(self, *, step: int) -> None:
+        prompts, rendered = self._questions
+        if not prompts or self.stopping:
+            return
+        with self.pause("sample"):
+            answers = answer(
+                self._trainer.model, self._trainer.processing_class, rendered, self._should_stop
+            )
+        for prompt, text in zip(prompts, answers, strict=True):
+            self._events.write("sample", step=step, prompt=prompt, answer=text)
+
+    def _should_stop(self, input_ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.stopping, device=input_ids.device)
+
+
+def answer(model: Any, tokenizer: Any, rendered: Sequence[str], stopping: Any) -> list[str]:
+    """Answer prompts greedily in one batch, at most 48 tokens each; one text per prompt.
+
+    Args:
+        model: The model in training; it is left in the mode it was in.
+        tokenizer: Its tokenizer.
+        rendered: Prompts with the chat template applied.
+        stopping: A stopping criterion, so that a stop does not wait for the answers.
+    """
+    from transformers import StoppingCriteriaList
+
+    batch = tokenizer(
+        list(rendered),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_token_type_ids=False,
+    ).to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            tokens = model.generate(
+                **batch,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=SAMPLE_TOKENS,
+                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=StoppingCriteriaList([stopping]),
+            )
+    finally:
+        model.train(was_training)
+    fresh = tokens[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
+
+
+def memory_bytes() -> int:
+    """Return the peak of the device's allocator on CUDA, this process's resident memory else."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,198 @@
+"""One training, from the recipe to the saved adapter: the order of things, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from lora_studio.data.preparation import Prepared, prepare
+from lora_studio.errors import RecipeError, StudioError
+from lora_studio.hardware import precision_reason, probe, resolve_precision
+from lora_studio.models.accounting import fan_in_fan_out, target_modules
+from lora_studio.models.inspection import inspect_model
+from lora_studio.models.loading import load_model, load_tokenizer
+from lora_studio.models.sources import hub_name, resolve
+from lora_studio.recipe import Recipe
+from lora_studio.runs.events import EventWriter
+from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.history import History
+from lora_studio.settings import Settings
+from lora_studio.training.plan import Plan, make_plan
+from lora_studio.training.reporting import Reporter
+from lora_studio.training.saving import model_card, save_adapter
+from lora_studio.training.trainer import Trainer, sft_config
+
+log = logging.getLogger(__name__)
+
+Stage = Callable[[str, int, int], None]
+
+
+class Session:
+    """A recipe on its way to an adapter.
+
+    Args:
+        recipe: What to train.
+        settings: Where models live, and the Hub token.
+        stage: Told of each stage before the first step: name, done, total.
+    """
+
+    def __init__(self, recipe: Recipe, settings: Settings, stage: Stage) -> None:
+        self._recipe = recipe
+        self._settings = settings
+        self._stage = stage
+        self._base = hub_name(recipe.model.source)
+        self._trainer: Any = None
+        self._tokenizer: Any = None
+
+    def build(self, folder: RunFolder, events: EventWriter) -> Reporter:
+        """Fetch the model, encode the data, load the weights and set up the trainer.
+
+        Data is read before weights are loaded: what can be refused is refused early.
+
+        Returns:
+            The reporter, which knows why the training ended.
+
+        Raises:
+            StudioError: For a model, data or recipe that cannot be used.
+        """
+        recipe = self._recipe
+        hardware = probe()
+        precision = resolve_precision(recipe.precision, hardware)
+        model_folder = resolve(recipe.model.source, self._settings, on_progress=self._stage)
+        info = inspect_model(model_folder, recipe.model.source)
+        targets = target_modules(info, recipe.adapter)
+        tokenizer = self._tokenizer = load_tokenizer(model_folder)
+        prepared = self._prepare(tokenizer, folder)
+        self._stage("load", 0, 0)
+        model = load_model(model_folder, precision, hardware.device)
+        plan = make_plan(
+            recipe,
+            hardware,
+            precision=precision,
+            config=model.config,
+            train_rows=len(prepared.train),
+            eval_rows=len(prepared.evaluation),
+        )
+        adapted = self._adapt(model, targets, in_out=fan_in_fan_out(info, targets))
+        reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
+        self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
+        prompts = recipe.prompts or prepared.report.prompts
+        reporter.attach(self._trainer, prompts, [self._render(prompt) for prompt in prompts])
+        trainable, total = adapted.get_nb_trainable_parameters()
+        events.write(
+            "started",
+            **asdict(plan),
+            reason=precision_reason(precision, hardware),
+            device_name=hardware.device_name,
+            base=self._base,
+            target_modules=targets,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            train_rows=len(prepared.train),
+            held_out_rows=len(prepared.evaluation),
+            format=prepared.report.format,
+        )
+        return reporter
+
+    def train(self) -> None:
+        """Run the training loop to its end or to the stop flag."""
+        self._trainer.train()
+
+    def save(self, folder: RunFolder) -> Path:
+        """Write the adapter folder and return it."""
+        card = model_card(self._recipe, History(folder).update(), base=self._base)
+        return save_adapter(folder, self._trainer.model, self._tokenizer, card=card)
+
+    def _prepare(self, tokenizer: Any, folder: RunFolder) -> Prepared:
+        """Read and encode the data; keep it and where it came from in the run folder."""
+        recipe = self._recipe
+        self._stage("tokenize", 0, 0)
+        prepared = prepare(
+            recipe.data,
+            tokenizer,
+            recipe.seed,
+            on_progress=lambda done, total: self._stage("tokenize", done, total),
+        )
+        batch = recipe.training.per_device_train_batch_size
+        if len(prepared.train) < batch:
+            problem = StudioError(
+                "training.rows_under_batch", rows=len(prepared.train), batch=batch
+            )
+            raise RecipeError.of([problem])
+        folder.data.mkdir(exist_ok=True)
+        (folder.data / "report.json").write_text(
+            json.dumps(prepared.report.to_dict(), ensure_ascii=False), encoding="utf-8"
+        )
+        return prepared
+
+    def _adapt(self, model: Any, targets: list[str], *, in_out: bool) -> PeftModel:
+        """Put the adapter on the model; its weights are float32 whatever the base's are."""
+        spec = self._recipe.adapter
+        torch.manual_seed(self._recipe.seed)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=spec.r,
+            lora_alpha=spec.lora_alpha,
+            lora_dropout=spec.lora_dropout,
+            bias=spec.bias,
+            target_modules=targets,
+            use_rslora=spec.use_rslora,
+            fan_in_fan_out=in_out,
+            base_model_name_or_path=self._base,
+        )
+        adapted = get_peft_model(model, config)
+        adapted.peft_config["default"].base_model_name_or_path = self._base
+        return adapted
+
+    def _make_trainer(
+        self,
+        model: PeftModel,
+        prepared: Prepared,
+        plan: Plan,
+        folder: RunFolder,
+        reporter: Reporter,
+    ) -> Trainer:
+        train = _kept(prepared.to_dataset(), folder.data / "train")
+        held_out = None
+        if plan.eval_rows:
+            rows = prepared.to_dataset("evaluation").select(range(plan.eval_rows))
+            held_out = _kept(rows, folder.data / "evaluation")
+        trainer = Trainer(
+            reporter=reporter,
+            model=model,
+            args=sft_config(self._recipe, plan, folder.checkpoints),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=self._tokenizer,
+            data_collator=DataCollatorForLanguageModeling(
+                pad_token_id=self._tokenizer.pad_token_id
+            ),
+        )
+        # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
+        # units multiplies an order of magnitude slower; the optimizer is better off in float32.
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+        return trainer
+
+    def _render(self, prompt: str) -> str:
+        """Return a try-out prompt as the model reads it in a chat."""
+        chat = [{"role": "user", "content": prompt}]
+        return str(
+            self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        )
+
+
+def _kept(rows: Dataset, folder: Path) -> Dataset:
+    """Keep encoded rows as Arrow in the run folder and return them from there."""
+    rows.save_to_disk(folder)
+    return Dataset.load_from_disk(folder)

@@ -1,0 +1,154 @@
+"""TRL's SFTTrainer as this program uses it: settings from a recipe, two corrections.
+
+On a CPU the loss is computed at labelled positions only, and the held-out loss is the mean over
+tokens rather than over batches. Everything else is the library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+
+from lora_studio.data.encoding import IGNORE_INDEX
+from lora_studio.recipe import Recipe
+from lora_studio.training.plan import Plan
+from lora_studio.training.reporting import Reporter
+
+
+def sft_config(recipe: Recipe, plan: Plan, output_dir: Path) -> SFTConfig:
+    """Return the trainer's settings for a recipe on this machine."""
+    training = recipe.training
+    on_cpu = plan.device == "cpu"
+    return SFTConfig(
+        output_dir=str(output_dir),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else plan.total_steps,
+        lr_scheduler_type=training.lr_scheduler_type,
+        optim="adamw_torch_fused",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,  # rows are already cut
+        use_cpu=on_cpu,
+        bf16=plan.autocast == "bf16",
+        fp16=plan.autocast == "fp16",
+        activation_checkpointing=plan.checkpointing,
+        train_sampling_strategy="group_by_length",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        eval_strategy="steps" if plan.eval_rows else "no",
+        eval_steps=plan.eval_steps,
+        save_strategy="steps",
+        save_steps=plan.eval_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
+    """SFTTrainer that scores only labelled positions on a CPU and weighs eval loss by tokens.
+
+    Args:
+        reporter: Told of every step, evaluation and answer.
+        arguments: What SFTTrainer takes.
+    """
+
+    def __init__(self, *, reporter: Reporter, **arguments: Any) -> None:
+        self._reporter = reporter
+        self._eval_sums = [0.0, 0]
+        super().__init__(callbacks=[reporter], **arguments)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, announced as a pause between steps."""
+        with self._reporter.pause("evaluate"):
+            return super().evaluate(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001 - the library's signature
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the cross entropy over labelled tokens, a scalar tensor.
+
+        TRL's own loss scores every position on a CPU; there the head is a fifth of the work and
+        most positions of a prompt carry no label. On an accelerator TRL's loss is used.
+        """
+        if self.args.device.type != "cpu" or return_outputs:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if not model.training:
+                self._note_eval(loss, inputs["labels"])
+            return loss
+        labels = inputs["labels"]
+        # The token at t is predicted from position t - 1.
+        scored = labels[:, 1:] != IGNORE_INDEX
+        targets = labels[:, 1:][scored]
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        with _only_scored(model, scored):
+            logits = model(**rest, use_cache=False).logits[0]
+        total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else targets.numel()
+        loss = total / max(int(count), 1)
+        if model.training:
+            self._total_train_tokens += int(inputs["attention_mask"].sum())
+        else:
+            self._note_eval(loss, labels)
+        return loss
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far, padding not counted."""
+        return int(self._total_train_tokens)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and report the mean loss over tokens instead of over batches."""
+        self._eval_sums = [0.0, 0]
+        output = super().evaluation_loop(*args, **kwargs)
+        total, count = self._eval_sums
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if count:
+            output.metrics[f"{prefix}_loss"] = total / count
+        return output
+
+    def _note_eval(self, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        count = int((labels[:, 1:] != IGNORE_INDEX).sum())
+        self._eval_sums[0] += float(loss) * count
+        self._eval_sums[1] += count
+
+
+@contextmanager
+def _only_scored(model: Any, scored: torch.Tensor) -> Iterator[None]:
+    """Hand the head only the positions that have a label.
+
+    Inside, the model's logits have shape (1, N, V) for the N positions where `scored`, bool of
+    shape (B, T - 1), is true. A hook on the head leaves the model's own forward, with whatever
+    scaling or capping it does to logits, as it is.
+    """
+    head = model.get_output_embeddings()
+
+    def select(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][:, :-1][scored].unsqueeze(0), *inputs[1:])
+
+    hook = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()

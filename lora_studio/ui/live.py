@@ -1,0 +1,200 @@
+"""The live view of a run: one HTML component that asks for what is new and draws it itself.
+
+The browser keeps the cursor and the server keeps nothing, so that a reload, a second tab and a
+restarted app all show the same. Every function offered to the browser is a public endpoint and
+checks its argument.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly
+
+from lora_studio.errors import RunError
+from lora_studio.runs.history import History
+from lora_studio.ui import numbers
+from lora_studio.ui.language import Voice
+from lora_studio.ui.render import stage_sentence
+from lora_studio.ui.visitors import Door
+from lora_studio.wording import ASSETS
+
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+MOST_POINTS = 2000
+LOG_BYTES = 12_000
+WORDS = (
+    "loss", "smoothed", "held_out", "learning_rate", "grad_norm", "step", "raw", "samples", "log",
+    "reconnecting", "before", "chart_loss", "chart_rate",
+)  # fmt: skip
+
+
+def live_view(door: Door) -> gr.HTML:
+    """Build the component; its value is the id of the run it shows, empty for none."""
+    gr.set_static_paths([str(PLOTLY)])
+    script = (ASSETS / "live.js").read_text(encoding="utf-8")
+    return gr.HTML(
+        value="",
+        elem_id="live",
+        html_template=(ASSETS / "live.html").read_text(encoding="utf-8"),
+        js_on_load=script.replace("PLOTLY_URL", f"gradio_api/file={PLOTLY}"),
+        server_functions=[_delta(door), _log_tail(door)],
+        container=False,
+        padding=False,
+    )
+
+
+def _delta(door: Door) -> Callable[..., dict[str, Any]]:
+    def delta(query: Any, request: gr.Request) -> dict[str, Any]:
+        voice = Voice(request)
+        history = _asked_for(door, query, request)
+        if history is None:
+            return {"run": ""}
+        cursor = [_whole(query.get(name)) for name in ("steps", "evals", "samples")]
+        return news(history, cursor, voice)
+
+    return delta
+
+
+def _log_tail(door: Door) -> Callable[..., str]:
+    def log_tail(query: Any, request: gr.Request) -> str:
+        history = _asked_for(door, query, request)
+        return tail(history.folder.stdout) if history else ""
+
+    return log_tail
+
+
+def _asked_for(door: Door, query: Any, request: gr.Request) -> History | None:
+    run = query.get("run") if isinstance(query, dict) else None
+    if not isinstance(run, str) or not run:
+        return None
+    try:
+        return door.enter(request).history(run)
+    except RunError:
+        return None
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 10**9 else 0
+
+
+def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any]:
+    """Return what a live view does not have yet.
+
+    Args:
+        history: The run.
+        cursor: How many steps, evals and samples the view has; a count past the end starts anew.
+        voice: The view's language.
+
+    Returns:
+        JSON: points after the cursor, the new cursor, and the state in words.
+    """
+    lists = (history.steps, history.evals, history.samples)
+    start = [at if at <= len(items) else 0 for at, items in zip(cursor, lists, strict=True)]
+    steps = history.steps[start[0] :]
+    if start[0] == 0:
+        steps = steps[:: len(steps) // MOST_POINTS + 1]
+    answer: dict[str, Any] = {
+        "run": history.folder.id,
+        "from": start,
+        "cursor": [len(items) for items in lists],
+        "steps": {
+            name: [entry.get(name) for entry in steps]
+            for name in ("step", "loss", "learning_rate", "grad_norm")
+        },
+        "evals": [{"step": e["step"], "loss": e["loss"]} for e in history.evals[start[1] :]],
+        "samples": [
+            {name: entry[name] for name in ("step", "prompt", "answer")}
+            for entry in history.samples[start[2] :]
+        ],
+        **state(history, voice),
+    }
+    if not any(start):
+        answer["words"] = {word: voice(f"live_{word}") for word in WORDS}
+    return answer
+
+
+def state(history: History, voice: Voice) -> dict[str, Any]:
+    """Return where a run stands, in words and as a share of its way."""
+    status = history.status
+    cause = history.cause
+    share = history.step / history.total_steps if history.total_steps else 0.0
+    if status == "preparing":
+        done, total = history.stage.get("done", 0), history.stage.get("total", 0)
+        share = done / total if total else 0.0
+    return {
+        "status": status,
+        "over": history.is_over,
+        "state": _sentence(history, voice),
+        "share": 1.0 if status == "finished" else min(share, 1.0),
+        "cause": cause.say(voice.language) if cause else "",
+        "tiles": _tiles(history, voice),
+    }
+
+
+def _sentence(history: History, voice: Voice) -> str:
+    status, left = history.status, history.steps[-1].get("seconds_left") if history.steps else None
+    if status == "preparing":
+        return stage_sentence(history.stage, voice)
+    if status == "stopped":
+        kept = history.ending.get("kept", False)
+        timed_out = history.ending.get("timed_out", False)
+        word = "stopped_time" if timed_out else "stopped_kept" if kept else "stopped"
+        return voice(f"status_{word}", step=history.step)
+    if status == "finished":
+        return _result(history, voice)
+    words = [voice(f"status_{status}")]
+    if status in ("training", "evaluating", "saving") and history.total_steps:
+        share = history.step / history.total_steps
+        words.append(
+            voice("status_step", step=history.step, total=history.total_steps, share=f"{share:.0%}")
+        )
+    if left is not None and status in ("training", "evaluating"):
+        words.append(voice("status_left", time=numbers.duration(left, voice.language)))
+    return " · ".join(words)
+
+
+def _result(history: History, voice: Voice) -> str:
+    measured = [entry["perplexity"] for entry in history.evals if entry.get("perplexity")]
+    if len(measured) > 1:
+        return voice("finished_measured", first=f"{measured[0]:.3g}", last=f"{measured[-1]:.3g}")
+    return voice("finished")
+
+
+def _tiles(history: History, voice: Voice) -> list[list[str]]:
+    """Return label and value of each tile."""
+    tiles: list[list[str]] = []
+    if history.steps:
+        last = history.steps[-1]
+        loss = last["loss"]
+        tiles.append([voice("live_loss"), "–" if loss is None else f"{loss:.3f}"])
+    if history.evals and history.evals[-1]["loss"] is not None:
+        tiles.append([voice("live_held_out"), f"{history.evals[-1]['loss']:.3f}"])
+    if history.steps:
+        tiles += [
+            [voice("live_step"), f"{history.step:,} / {history.total_steps:,}"],
+            [voice("tile_rate"), f"{last['tokens_per_s']:,.0f}"],
+            [voice("tile_memory"), numbers.size(last["memory_bytes"])],
+        ]
+    if history.first_time:
+        until = history.last_time if history.is_over else time.time()
+        spent = (until or history.first_time) - history.first_time
+        tiles.append([voice("tile_elapsed"), numbers.duration(spent, voice.language)])
+    if history.steps and history.status in ("training", "evaluating"):
+        left = numbers.duration(last["seconds_left"], voice.language)
+        tiles.append([voice("tile_left"), left])
+    return tiles
+
+
+def tail(file: Path) -> str:
+    """Return the last lines of a log file."""
+    try:
+        with file.open("rb") as source:
+            source.seek(0, 2)
+            source.seek(max(source.tell() - LOG_BYTES, 0))
+            return source.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""

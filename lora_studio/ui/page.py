@@ -1,0 +1,54 @@
+"""The whole page: head and tabs, and what ties the tabs together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.studio import Studio
+from lora_studio.ui.compare import CompareTab
+from lora_studio.ui.head import head
+from lora_studio.ui.language import text
+from lora_studio.ui.train import TrainTab
+from lora_studio.ui.visitors import Door
+
+TRAIN, COMPARE = "train", "compare"
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """Build the page over a studio; nothing heavy is imported."""
+    door = Door(studio)
+    with gr.Blocks(
+        title="LoRA Studio", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86_400)
+    ) as page:
+        head(door)
+        if studio.settings.space_id:
+            _space_note(studio.settings.space_id)
+        with gr.Tabs(selected=TRAIN, elem_id="tabs") as tabs:
+            with gr.Tab(text("tab_train"), id=TRAIN, elem_id="tab-train"):
+                train = TrainTab(door)
+            with gr.Tab(text("tab_compare"), id=COMPARE, elem_id="tab-compare") as compare_tab:
+                compare = CompareTab(door)
+        page.load(train.restore, train.draft, train.restored(), show_progress="hidden")
+        page.load(compare.refreshed, compare.run, compare.run, show_progress="hidden")
+        compare_tab.select(compare.refreshed, compare.run, compare.run, show_progress="hidden")
+
+        def lead(request: gr.Request, run: Any) -> tuple[Any, Any]:
+            return gr.Tabs(selected=COMPARE), compare.choices(request, str(run))
+
+        train.compare.click(lead, train.run, [tabs, compare.run], show_progress="hidden")
+    return page
+
+
+def _space_note(space: str) -> None:
+    """Lay out the line that says what this Space can do and offers one of one's own."""
+    with gr.Row(elem_classes="ls-note", equal_height=True):
+        gr.Markdown(text("space_note"))
+        gr.Button(
+            text("space_duplicate"),
+            link=f"https://huggingface.co/spaces/{space}?duplicate=true",
+            size="sm",
+            min_width=160,
+            scale=0,
+        )

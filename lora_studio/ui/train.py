@@ -1,0 +1,512 @@
+"""The Train tab: four cards, the sum of it all, and the run that is under way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.models.accounting import count
+from lora_studio.models.description import ModelInfo
+from lora_studio.recipe import Recipe
+from lora_studio.settings import STARTER
+from lora_studio.studio import Studio
+from lora_studio.training.plan import WORTH_TRAINING_STEPS, total_steps
+from lora_studio.ui import adapter_card, data_card, model_card, numbers, render
+from lora_studio.ui.form import Form
+from lora_studio.ui.language import Voice, text
+from lora_studio.ui.live import live_view
+from lora_studio.ui.shelf import Shelf
+from lora_studio.ui.visitors import Door
+
+DRAFT_KEY = "lora-studio-draft"
+TICK_S = 1.5
+
+
+class TrainTab:
+    """Builds the tab and answers its events.
+
+    Args:
+        door: Opens the studio of a request.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.form = Form()
+        studio = door.main
+        # The key is fixed: a fresh one at every start would forget what is in the browser.
+        self.draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret="lora-studio")  # noqa: S106
+        self._lay_out_run()
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=7, min_width=320):
+                self.model = model_card.build(studio)
+                self.data = data_card.build(self.form)
+                info = studio.known_model(STARTER)
+                self.why = adapter_card.build_adapter(
+                    self.form, studio.hardware, info.target_names if info else ()
+                )
+                adapter_card.build_training(self.form)
+            with gr.Column(scale=4, min_width=300):
+                self._lay_out_sum()
+        self._wire()
+
+    def _lay_out_run(self) -> None:
+        with gr.Row(elem_id="run-bar", visible=False, equal_height=True) as self.run_bar:
+            self.run = gr.Dropdown([], label=text("run"), scale=3, elem_id="run", min_width=200)
+            self.keep = gr.Button(
+                text("stop_keep"), visible=False, elem_id="stop-keep", min_width=120
+            )
+            self.discard = gr.Button(
+                text("stop_discard"), visible=False, elem_id="stop-discard", min_width=120
+            )
+            self.sure = gr.Button(
+                text("stop_sure"), visible=False, variant="stop", elem_id="stop-sure", min_width=120
+            )
+            self.compare = gr.Button(
+                text("compare_now"),
+                visible=False,
+                variant="primary",
+                elem_id="compare-now",
+                min_width=120,
+            )
+            self.download = gr.Button(
+                text("download"), visible=False, elem_id="download", min_width=120
+            )
+        self.file = gr.DownloadButton("", visible="hidden", elem_id="download-file")
+        self.live = live_view(self.door)
+        self.shown = gr.State("")
+        self.timer = gr.Timer(TICK_S)
+
+    def _lay_out_sum(self) -> None:
+        with (
+            gr.Group(elem_classes="ls-card ls-sum", elem_id="sum"),
+            gr.Column(elem_classes="ls-pad"),
+        ):
+            gr.Markdown(text("your_run"), elem_classes="ls-title")
+            self.total = gr.HTML(elem_id="total")
+            self.name = self.form.add(
+                "name",
+                gr.Textbox(
+                    label=text("run_name"),
+                    placeholder=text("run_name_hint"),
+                    max_lines=1,
+                    elem_id="run-name",
+                ),
+            )
+            self.start = gr.Button(
+                text("start"), variant="primary", size="lg", elem_id="start", interactive=False
+            )
+            self.said = gr.HTML(elem_id="said")
+            with gr.Row():
+                self.save_recipe = gr.Button(
+                    text("recipe_save"), size="sm", elem_id="recipe-save", min_width=80
+                )
+                self.load_recipe = gr.UploadButton(
+                    text("recipe_load"),
+                    file_types=[".yaml", ".yml"],
+                    size="sm",
+                    elem_id="recipe-load",
+                    min_width=80,
+                )
+            self.recipe_file = gr.DownloadButton("", visible="hidden", elem_id="recipe-file")
+
+    def _wire(self) -> None:
+        self._wire_model()
+        self._wire_data()
+        self._wire_sum()
+        self._wire_run()
+
+    def _wire_model(self) -> None:
+        card = self.model
+        choice = [card.kind, card.repo, card.folder, card.token]
+        modules = self.form.controls["adapter.target_modules"]
+        gr.on(
+            [card.kind.input, card.folder.input, card.look.click, card.repo.submit],
+            self.choose_model,
+            choice,
+            [card.source, card.info, card.card, modules],
+            show_progress="hidden",
+            trigger_mode="always_last",
+        ).then(self.refresh, self._sum_inputs(), self._sum_outputs(), show_progress="hidden")
+        card.source.change(
+            self.preview, self._preview_inputs(), self._preview_outputs(), show_progress="hidden"
+        )
+
+    def _wire_data(self) -> None:
+        card = self.data
+        card.files.change(self.take_files, card.files, card.names, show_progress="hidden")
+        gr.on(
+            [card.add.click],
+            self.add_text,
+            [card.pasted, card.files],
+            [card.files, card.pasted],
+            show_progress="hidden",
+        )
+        for name, button in card.examples.items():
+            button.click(
+                lambda name=name: [str(data_card.example(name))],
+                None,
+                card.files,
+                show_progress="hidden",
+            )
+        gr.on(
+            [card.names.change, *(control.change for control in card.triggers)],
+            self.preview,
+            self._preview_inputs(),
+            self._preview_outputs(),
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+
+    def _wire_sum(self) -> None:
+        gr.on(
+            [*(control.change for control in self.form.inputs), self.data.found.change],
+            self.refresh,
+            self._sum_inputs(),
+            self._sum_outputs(),
+            show_progress="hidden",
+            trigger_mode="always_last",
+            queue=False,
+        )
+        self.start.click(
+            self.begin,
+            [self.model.token, *self._sum_inputs()],
+            [self.run_bar, self.run, self.said],
+            js="(...values) => { window.scrollTo({top: 0, behavior: 'smooth'}); return values; }",
+        )
+        self.save_recipe.click(self.write_recipe, self._sum_inputs(), self.recipe_file).then(
+            None, js="() => document.querySelector('#recipe-file').click()"
+        )
+        self.load_recipe.upload(
+            self.read_recipe,
+            self.load_recipe,
+            [self.model.source, self.data.files, self.said, *self.form.inputs],
+        )
+
+    def _wire_run(self) -> None:
+        self.run.change(
+            lambda run: run or "", self.run, self.live, show_progress="hidden", queue=False
+        )
+        buttons = [self.shown, self.keep, self.discard, self.sure, self.compare, self.download]
+        gr.on(
+            [self.timer.tick, self.run.change],
+            self.watch,
+            [self.run, self.shown],
+            buttons,
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        self.keep.click(self.stop_keeping, self.run, None)
+        self.discard.click(
+            lambda: (gr.Button(visible=False), gr.Button(visible=True)),
+            None,
+            [self.discard, self.sure],
+            queue=False,
+        )
+        self.sure.click(self.stop_discarding, self.run, None)
+        self.download.click(self.pack, self.run, self.file).then(
+            None, js="() => document.querySelector('#download-file').click()"
+        )
+
+    # What the handlers need and change
+
+    def _sum_inputs(self) -> list[Any]:
+        return [self.model.source, self.data.names, self.data.found, *self.form.inputs]
+
+    def _sum_outputs(self) -> list[Any]:
+        return [self.total, self.start, self.said, self.why, self.draft]
+
+    def _preview_inputs(self) -> list[Any]:
+        return [self.model.token, *self._sum_inputs()]
+
+    def _preview_outputs(self) -> list[Any]:
+        return [self.data.report, self.data.found, self.data.card]
+
+    def recipe(self, studio: Studio, source: Any, names: Any, values: tuple[Any, ...]) -> Recipe:
+        """Build the recipe on the page.
+
+        Raises:
+            RecipeError: Naming everything that does not fit.
+        """
+        files = Shelf(studio.settings.uploads).paths(names or [])
+        return self.form.recipe(values, source=str(source or ""), files=files)
+
+    # Handlers
+
+    def choose_model(
+        self, kind: Any, repo: Any, folder: Any, token: Any, request: gr.Request
+    ) -> Iterator[Any]:
+        """Look at the model that the card names; show what it is made of."""
+        voice, studio = Voice(request), self.door.enter(request)
+        waits = (kind == "hub" and not str(repo or "").strip()) or (kind == "folder" and not folder)
+        if waits:
+            yield "", render.busy(voice(f"model_{kind}_next")), gr.skip(), gr.skip()
+            return
+        try:
+            source = model_card.source_of(kind, repo, folder, studio)
+        except StudioError as error:
+            yield "", render.problem(error, voice), gr.skip(), gr.skip()
+            return
+        try:
+            for event in studio.inspect(source, token=token or None):
+                if "result" not in event:
+                    yield gr.skip(), render.stage(event, voice), gr.skip(), gr.skip()
+                    continue
+                info = event["result"]
+                names = list(info.target_names)
+                yield (
+                    source,
+                    render.model(info, voice),
+                    gr.Accordion(label=model_card.title(info, voice)),
+                    gr.CheckboxGroup(choices=names, value=names),
+                )
+        except StudioError as error:
+            yield "", render.problem(error, voice), gr.skip(), gr.skip()
+
+    def take_files(self, paths: list[str] | None, request: gr.Request) -> list[str]:
+        """Keep uploaded files on the shelf; return their names there."""
+        shelf = Shelf(self.door.enter(request).settings.uploads)
+        return [shelf.keep(Path(path)) for path in paths or []]
+
+    def add_text(
+        self, pasted: str, paths: list[str] | None, request: gr.Request
+    ) -> tuple[Any, Any]:
+        """Put pasted text on the shelf as a file beside the uploaded ones."""
+        voice, studio = Voice(request), self.door.enter(request)
+        if not (pasted or "").strip():
+            gr.Info(voice("paste_first"))
+            return gr.skip(), gr.skip()
+        shelf = Shelf(studio.settings.uploads)
+        name = shelf.keep_text(pasted, pasted_name(pasted))
+        return [*(paths or []), *shelf.paths([name])], ""
+
+    def preview(
+        self, request: gr.Request, token: Any, source: Any, names: Any, found: Any, *values: Any
+    ) -> Iterator[Any]:
+        """Encode the data and show the tokens that will be trained on."""
+        voice, studio = Voice(request), self.door.enter(request)
+        if not names:
+            yield render.busy(voice("data_empty")), None, gr.Accordion(label=voice("card_data"))
+            return
+        try:
+            recipe = self.recipe(studio, source, names, values)
+            for event in studio.preview(recipe, token=token or None):
+                if "result" not in event:
+                    yield render.stage(event, voice), gr.skip(), gr.skip()
+                    continue
+                found = event["result"]
+                label = voice(
+                    "card_data_done",
+                    files=", ".join(name.partition("/")[2] for name in names),
+                    rows=f"{found['rows']:,}",
+                    tokens=numbers.count(found["tokens"]),
+                )
+                yield render.report(found, voice), found, gr.Accordion(label=label)
+        except StudioError as error:
+            yield render.problem(error, voice), None, gr.Accordion(label=voice("card_data"))
+
+    def refresh(
+        self, request: gr.Request, source: Any, names: Any, found: Any, *values: Any
+    ) -> tuple[Any, ...]:
+        """Show what the settings amount to, and whether a run can start."""
+        voice, studio = Voice(request), self.door.enter(request)
+        off = gr.Button(interactive=False)
+        try:
+            recipe = self.recipe(studio, source, names, values)
+            info = studio.known_model(recipe.model.source)
+            summed = self._total(studio, recipe, info, found, voice) if info else ""
+        except RecipeError as error:
+            return gr.skip(), off, render.problem(error, voice), gr.skip(), gr.skip()
+        why = adapter_card.precision_why(recipe.precision, studio.hardware, voice)
+        draft = {"names": list(names or []), "recipe": recipe.to_dict()}
+        if not info or not found:
+            missing = voice("start_needs_model" if not info else "start_needs_data")
+            return summed, off, f'<p class="ls-quiet">{missing}</p>', why, draft
+        steps = total_steps(recipe, found["train_rows"])
+        said = (
+            render.note(voice("few_steps", steps=steps), "warn")
+            if steps < WORTH_TRAINING_STEPS
+            else ""
+        )
+        return summed, gr.Button(interactive=True), said, why, draft
+
+    def begin(
+        self, request: gr.Request, token: Any, source: Any, names: Any, _: Any, *values: Any
+    ) -> tuple[Any, Any, Any]:
+        """Start the run and show it."""
+        voice, studio = Voice(request), self.door.enter(request)
+        try:
+            run = studio.start(self.recipe(studio, source, names, values), token=token or None)
+        except StudioError as error:
+            gr.Warning(escape(error.say(voice.language)))
+            return gr.skip(), gr.skip(), render.problem(error, voice)
+        return gr.Row(visible=True), run_choices(studio, run), gr.skip()
+
+    def watch(self, run: Any, shown: Any, request: gr.Request) -> Any:
+        """Show the buttons that make sense for the run as it stands; change nothing if they do."""
+        studio = self.door.enter(request)
+        try:
+            history = studio.history(str(run)) if run else None
+        except RunError:
+            history = None
+        status = f"{run}:{history.status}" if history else ""
+        if status == shown:
+            return gr.skip()
+        over = history is None or history.is_over
+        usable = history is not None and over and history.folder.newest_adapter() is not None
+        busy = gr.Button(visible=not over)
+        return (
+            status,
+            busy,
+            busy,
+            gr.Button(visible=False),
+            gr.Button(visible=usable),
+            gr.Button(visible=usable),
+        )
+
+    def stop_keeping(self, run: Any, request: gr.Request) -> None:
+        """Stop at the next step and keep what was learned."""
+        self._stop(run, request, keep=True)
+
+    def stop_discarding(self, run: Any, request: gr.Request) -> None:
+        """End the run now."""
+        self._stop(run, request, keep=False)
+
+    def pack(self, run: Any, request: gr.Request) -> str:
+        """Zip the run's adapter for download."""
+        try:
+            return str(self.door.enter(request).archive(str(run), fresh_folder()))
+        except StudioError as error:
+            raise toast(error, request) from error
+
+    def write_recipe(
+        self, request: gr.Request, source: Any, names: Any, _: Any, *values: Any
+    ) -> str:
+        """Write the page's settings as a recipe file for download."""
+        try:
+            recipe = self.recipe(self.door.enter(request), source, names, values)
+        except StudioError as error:
+            raise toast(error, request) from error
+        file = fresh_folder() / "recipe.yaml"
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        return str(file)
+
+    def read_recipe(self, path: str, request: gr.Request) -> list[Any]:
+        """Show a recipe file's settings; its data files must be on the shelf or be added."""
+        voice, studio = Voice(request), self.door.enter(request)
+        try:
+            recipe = Recipe.from_yaml(Path(path).read_text(encoding="utf-8", errors="replace"))
+        except StudioError as error:
+            raise toast(error, request) from error
+        shelf = Shelf(studio.settings.uploads)
+        names, absent = shelf.names(recipe.data.files)
+        said = (
+            render.note(voice("recipe_add_files", files=", ".join(absent)), "warn")
+            if absent
+            else ""
+        )
+        return [
+            *self.shown_values(studio, recipe, shelf.paths(names)),
+            said,
+            *self._values(studio, recipe),
+        ]
+
+    def shown_values(self, studio: Studio, recipe: Recipe, files: list[str]) -> list[Any]:
+        """Return the model source and the file list for a recipe that came from outside."""
+        known = studio.known_model(recipe.model.source)
+        return [recipe.model.source if known else STARTER, files or None]
+
+    def restore(self, draft: Any, request: gr.Request) -> list[Any]:
+        """Fill the page when it is opened: the draft in this browser, and the run to show."""
+        voice, studio = Voice(request), self.door.enter(request)
+        recipe, names = read_draft(draft)
+        info = studio.known_model(recipe.model.source) or studio.known_model(STARTER)
+        assert info is not None  # noqa: S101 - the starter's description is shipped
+        recipe = replace(recipe, model=replace(recipe.model, source=info.source))
+        files = Shelf(studio.settings.uploads).paths(names)
+        active = studio.active()
+        runs = studio.runs()
+        latest = active or (runs[0] if runs else None)
+        return [
+            gr.Row(visible=latest is not None),
+            run_choices(studio, latest.folder.id if latest else None),
+            latest.folder.id if latest else "",
+            info.source,
+            render.model(info, voice),
+            gr.Accordion(label=model_card.title(info, voice)),
+            files or None,
+            render.busy(voice("data_empty")) if not files else gr.skip(),
+            *self._values(studio, recipe),
+        ]
+
+    def restored(self) -> list[Any]:
+        """The components that `restore` fills."""
+        return [
+            self.run_bar, self.run, self.live, self.model.source, self.model.info, self.model.card,
+            self.data.files, self.data.report, *self.form.inputs,
+        ]  # fmt: skip
+
+    # Beneath
+
+    def _values(self, studio: Studio, recipe: Recipe) -> list[Any]:
+        info = studio.known_model(recipe.model.source) or studio.known_model(STARTER)
+        return self.form.values(recipe, info.target_names if info else ())
+
+    def _stop(self, run: Any, request: gr.Request, *, keep: bool) -> None:
+        try:
+            self.door.enter(request).stop(str(run), keep=keep)
+        except StudioError as error:
+            raise toast(error, request) from error
+
+    def _total(
+        self, studio: Studio, recipe: Recipe, info: ModelInfo, found: Any, voice: Voice
+    ) -> str:
+        rows = found["train_rows"] if found else None
+        by_epochs = recipe.training.max_steps is None
+        return render.total(
+            count(info, recipe.adapter),
+            steps=total_steps(recipe, rows) if rows or not by_epochs else None,
+            epochs=recipe.training.num_train_epochs if by_epochs else None,
+            precision=studio.precision(recipe),
+            device=studio.hardware.device.upper(),
+            voice=voice,
+        )
+
+
+def run_choices(studio: Studio, chosen: str | None) -> Any:
+    """Return the run list, one of them chosen."""
+    return gr.Dropdown(choices=[history.folder.id for history in studio.runs()], value=chosen)
+
+
+def read_draft(draft: Any) -> tuple[Recipe, list[str]]:
+    """Read what a browser kept; anything unusable is a fresh start."""
+    try:
+        tree = dict(draft["recipe"])
+        names = [name for name in draft["names"] if isinstance(name, str)]
+        return Recipe.from_dict(tree).with_files(()), names
+    except (RecipeError, TypeError, KeyError, ValueError):
+        return Recipe(), []
+
+
+def pasted_name(pasted: str) -> str:
+    """Name pasted text after its first words; JSON lines keep their meaning by the extension."""
+    start = pasted.lstrip()
+    kind = "jsonl" if start.startswith("{") else "json" if start.startswith("[") else "txt"
+    words = "-".join("".join(c if c.isalnum() else " " for c in start[:60]).split()[:4])
+    return f"{words or 'pasted'}.{kind}"
+
+
+def fresh_folder() -> Path:
+    """Return a new temporary folder: downloads must lie in one."""
+    return Path(tempfile.mkdtemp(prefix="lora-studio-"))
+
+
+def toast(error: StudioError, request: gr.Request) -> gr.Error:
+    """Return an error as the page shows it: a sentence, no traceback."""
+    return gr.Error(escape(error.say(Voice(request).language)), print_exception=False)

@@ -1,0 +1,92 @@
+"""What the page needs to know while settings are made: the model's layers, the tokens of the data.
+
+Both take the heavy libraries, so a workbench runs in a child process of the page, or in the
+command line's own.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_studio.data.preparation import prepare
+from lora_studio.models.description import ModelInfo
+from lora_studio.models.inspection import inspect_model
+from lora_studio.models.loading import load_tokenizer
+from lora_studio.models.sources import resolve
+from lora_studio.recipe import Recipe
+from lora_studio.settings import Settings
+
+Progress = Callable[[str, int, int], None]
+
+
+class Workbench:
+    """Answers questions about models and data.
+
+    Every method yields `{"stage", "done", "total"}` while it works and at last
+    `{"result": …}`, so that a page can show progress from another process.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tokenizers: dict[Path, Any] = {}
+
+    def fetch(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Bring a model with its weights to this machine; the result is its folder."""
+        return _with_progress(
+            lambda progress: str(resolve(source, self._settings, token=token, on_progress=progress))
+        )
+
+    def inspect(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Describe a model; the result is `ModelInfo.to_dict()`."""
+        return _with_progress(lambda progress: self._inspect(source, token, progress).to_dict())
+
+    def preview(self, recipe: Recipe, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Encode a recipe's data; the result is the report's `to_dict()`."""
+        return _with_progress(lambda progress: self._preview(recipe, token, progress))
+
+    def _inspect(self, source: str, token: str | None, progress: Progress) -> ModelInfo:
+        folder = resolve(source, self._settings, token=token, on_progress=progress, weights=False)
+        progress("inspect", 0, 0)
+        return inspect_model(folder, source)
+
+    def _preview(self, recipe: Recipe, token: str | None, progress: Progress) -> dict[str, Any]:
+        folder = resolve(
+            recipe.model.source, self._settings, token=token, on_progress=progress, weights=False
+        )
+        if folder not in self._tokenizers:
+            progress("start", 0, 0)
+            self._tokenizers = {folder: load_tokenizer(folder)}
+        prepared = prepare(
+            recipe.data,
+            self._tokenizers[folder],
+            recipe.seed,
+            on_progress=lambda done, total: progress("tokenize", done, total),
+        )
+        return prepared.report.to_dict()
+
+
+def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
+    """Run `work` in a thread and yield the progress it reports, then its result."""
+    news: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+
+    def report(stage: str, done: int, total: int) -> None:
+        news.put({"stage": stage, "done": done, "total": total})
+
+    def run() -> None:
+        try:
+            news.put({"result": work(report)})
+        except BaseException as error:  # noqa: BLE001 - handed to the reader, who raises it
+            news.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        item = news.get()
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+        if "result" in item:
+            return

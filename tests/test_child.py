@@ -1,0 +1,268 @@
+"""A child process that serves one object: results, streams, errors, deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_studio.child import Child, InProcess
+from lora_studio.errors import DatasetError, StudioError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Served:
+    """What the child holds in these tests."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.count = start
+        self.is_stopped = threading.Event()
+        self.closed_streams = 0
+
+    def add(self, number: int) -> int:
+        self.count += number
+        return self.count
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def numbers(self, end: int) -> Iterator[int]:
+        try:
+            yield from range(end)
+        finally:
+            self.closed_streams += 1
+
+    def until_stopped(self) -> Iterator[str]:
+        yield "started"
+        self.is_stopped.wait(30)
+        yield "stopped" if self.is_stopped.is_set() else "timed out"
+
+    def stop(self) -> None:
+        self.is_stopped.set()
+
+    def closed(self) -> int:
+        return self.closed_streams
+
+    def refuse(self) -> None:
+        raise DatasetError("chat.unknown_adapter", name="a", known="b")
+
+    def break_down(self) -> None:
+        message = "a detail"
+        raise KeyError(message)
+
+    def break_midway(self) -> Iterator[int]:
+        yield 1
+        self.break_down()
+
+    def unpicklable(self) -> Callable[[], None]:
+        return lambda: None
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    served = Child(Served, 10)
+    yield served
+    served.close()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_nothing_starts_before_the_first_call_and_state_stays_between_calls(child):
+    assert not child.alive
+    assert child.pid is None
+    child.interrupt("stop")
+    assert not child.alive
+    assert child.call("add", number=1) == 11
+    assert child.call("add", number=1) == 12
+    assert child.alive
+    assert child.pid == child.call("pid") != os.getpid()
+
+
+def test_a_factory_may_be_named_by_text():
+    named = Child("lora_studio.wording:table")
+    assert "chat.child_died" in list(named.stream("keys"))
+    named.close()
+
+
+def test_a_stream_comes_item_by_item_and_many_items_do_not_block(child):
+    assert list(child.stream("numbers", end=20_000)) == list(range(20_000))
+
+
+def test_a_stream_closed_early_closes_the_childs_generator_and_leaves_the_pipe_clean(child):
+    items = child.stream("numbers", end=10**9)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    items.close()
+    assert child.call("add", number=5) == 15
+    assert child.call("closed") == 1
+
+
+def test_a_stream_never_read_costs_nothing(child):
+    child.stream("numbers", end=10**9)
+    assert child.call("add", number=5) == 15
+
+
+def test_an_interrupt_reaches_the_object_while_a_stream_runs(child):
+    items = child.stream("until_stopped")
+    assert next(items) == "started"
+    child.interrupt("stop")
+    assert next(items) == "stopped"
+    assert list(items) == []
+
+
+def test_studio_errors_cross_as_themselves(child):
+    with pytest.raises(DatasetError) as caught:
+        child.call("refuse")
+    assert caught.value.key == "chat.unknown_adapter"
+    assert caught.value.values == {"name": "a", "known": "b"}
+    assert child.call("add", number=1) == 11
+
+
+@pytest.mark.parametrize("method", ["break_down", "unpicklable", "until_stopped", "no_such_method"])
+def test_any_other_exception_becomes_a_sentence_with_its_cause(child, method):
+    with pytest.raises(StudioError) as caught:
+        child.call(method)
+    assert caught.value.key == "chat.child_failed"
+    assert child.call("add", number=1) == 11
+
+
+def test_an_error_midway_comes_after_the_items_before_it(child):
+    items = child.stream("break_midway")
+    assert next(items) == 1
+    with pytest.raises(StudioError, match="KeyError: 'a detail'"):
+        next(items)
+    assert child.call("add", number=1) == 11
+
+
+def test_a_factory_that_fails_is_a_sentence_too():
+    broken = Child("lora_studio.no_such_module:Nothing")
+    with pytest.raises(StudioError, match="ModuleNotFoundError"):
+        broken.call("add")
+    broken.close()
+
+
+def test_a_dead_child_is_a_sentence_and_the_next_call_starts_a_fresh_one(child):
+    first = child.call("pid")
+    with pytest.raises(StudioError) as caught:
+        child.call("die")
+    assert caught.value.key == "chat.child_died"
+    assert not is_running(first)
+    assert child.call("add", number=1) == 11
+    os.kill(child.pid, signal.SIGKILL)
+    assert wait_until(lambda: not child.alive)
+    assert child.call("add", number=1) == 11
+
+
+def test_closing_ends_the_process_and_a_waiting_call_hears_of_it(child):
+    pid = child.call("pid")
+    threading.Timer(0.3, child.close).start()
+    with pytest.raises(StudioError) as caught:
+        child.call("sleep", seconds=60)
+    assert caught.value.key == "chat.child_closed"
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not child.alive
+    assert child.call("add", number=1) == 11
+
+
+def test_calls_from_several_threads_take_turns(child):
+    threads = [
+        threading.Thread(target=lambda: [child.call("add", number=1) for _ in range(50)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert child.call("add", number=0) == 210
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_the_child(child):
+    child.call("add", number=1)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.call("add", number=1) == 12
+
+
+def test_an_object_in_this_process_answers_the_same_calls():
+    here = InProcess(Served, 10)
+    here.interrupt("stop")
+    assert (here.alive, here.pid) == (False, None)
+    assert here.call("add", number=1) == 11
+    assert list(here.stream("numbers", end=3)) == [0, 1, 2]
+    items = here.stream("until_stopped")
+    next(items)
+    here.interrupt("stop")
+    assert next(items) == "stopped"
+    assert (here.alive, here.pid) == (True, os.getpid())
+    here.close()
+    assert not here.alive
+
+
+SCRIPT = """
+import sys, time
+from lora_studio.child import Child
+from tests.test_child import Served
+
+print("imported as", __name__, flush=True)
+if __name__ == "__main__":
+    child = Child(Served)
+    print("child", child.call("pid"), flush=True)
+    if "hang" in sys.argv:
+        child.call("sleep", seconds=600)
+"""
+
+
+def start_script(folder: Path, *args: str) -> subprocess.Popen[str]:
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    return subprocess.Popen(
+        [sys.executable, str(script), *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+
+
+def test_a_plain_script_needs_no_close_and_leaves_no_process(tmp_path):
+    with start_script(tmp_path) as script:
+        output, _ = script.communicate(timeout=60)
+    assert script.returncode == 0
+    pid = int(output.split("child ")[1])
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("last_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_the_child_ends_when_its_parent_is_killed_even_in_the_middle_of_work(tmp_path, last_signal):
+    with start_script(tmp_path, "hang") as script:
+        lines = iter(script.stdout)
+        pid = next(int(line.split()[1]) for line in lines if line.startswith("child"))
+        assert is_running(pid)
+        script.send_signal(last_signal)
+        script.wait(timeout=10)
+        assert wait_until(lambda: not is_running(pid))
