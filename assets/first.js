@@ -10,6 +10,8 @@
   document.documentElement.lang = main === 'ko' ? 'ko' : 'en';
   var shade = cookie('lora_studio_shade');
   if (shade && !location.search.includes('__theme=')) {
-    history.replaceState(null, '', location.pathname + '?__theme=' + shade + location.hash);
+    // What else is asked for stays: a private Space is opened by a signature in the address.
+    var query = location.search ? location.search + '&' : '?';
+    history.replaceState(null, '', location.pathname + query + '__theme=' + shade + location.hash);
   }
 })();

@@ -1,6 +1,8 @@
 // The head: what the page runs on, what is training, and the two switches.
 const at = (name) => element.querySelector(name);
-const keep = (name, value) => { document.cookie = `${name}=${value};path=/;max-age=31536000;samesite=lax`; };
+// Over HTTPS the page may stand in a frame of a Space, where only a partitioned cookie is kept.
+const kind = location.protocol === 'https:' ? 'samesite=none;secure;partitioned' : 'samesite=lax';
+const keep = (name, value) => { document.cookie = `${name}=${value};path=/;max-age=31536000;${kind}`; };
 
 at('.language').addEventListener('change', (event) => { keep('COOKIE', event.target.value); location.reload(); });
 at('.shade').addEventListener('click', () => {

@@ -1,7 +1,7 @@
 // The live view: asks the server for what is new since its cursor and draws only that.
 const at = (name) => element.querySelector(name);
 const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
-let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null, asking = 0;
+let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
 let first = null, last = null;
 
 const script = () => loading || (loading = new Promise((done, fail) => {
@@ -25,7 +25,7 @@ const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: 
 const lossTraces = () => [
   { x: [], y: [], mode: 'markers', name: words.raw, marker: { color: css('--trained'), size: 4, opacity: 0.35 } },
   { x: [], y: [], mode: 'lines', name: words.smoothed, line: { color: css('--trained'), width: 2 } },
-  { x: [], y: [], mode: 'lines+markers', name: words.held_out, marker: { color: css('--ink'), size: 8, symbol: 'diamond' }, line: { color: css('--ink'), width: 1, dash: 'dot' } },
+  { x: [], y: [], mode: 'lines+markers', name: words.held_out, cliponaxis: false, marker: { color: css('--ink'), size: 8, symbol: 'diamond' }, line: { color: css('--ink'), width: 1, dash: 'dot' } },
 ];
 const rateTraces = () => [
   { x: [], y: [], mode: 'lines', name: words.learning_rate, line: { color: css('--frozen'), width: 2 } },
@@ -37,8 +37,8 @@ async function begin() {
   at('.plots').hidden = false;
   await Plotly.react(at('.loss'), lossTraces(), layout(words.chart_loss, {}), options);
   await Plotly.react(at('.rate'), rateTraces(), layout(words.chart_rate, {
-    yaxis: { gridcolor: css('--line'), exponentformat: 'e', zeroline: false, nticks: 5 },
-    yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, rangemode: 'tozero' } }), options);
+    yaxis: { gridcolor: css('--line'), tickformat: '.0e', zeroline: false, nticks: 5, rangemode: 'tozero' },
+    yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, nticks: 4, tickformat: '.2~f', rangemode: 'tozero' } }), options);
   drawn = true;
 }
 
@@ -60,7 +60,7 @@ async function draw(news) {
   const s = news.steps;
   if (!drawn && (s.step.length || news.evals.length)) await begin();
   if (s.step.length) {
-    const line = s.loss.map((y) => (y === null ? null : (smooth = smooth === null ? y : 0.85 * smooth + 0.15 * y)));
+    const line = s.loss.map((y) => (y === null ? null : (smooth = smooth === null ? y : 0.7 * smooth + 0.3 * y)));
     await Plotly.extendTraces(at('.loss'), { x: [s.step, s.step], y: [s.loss, line] }, [0, 1]);
     await Plotly.extendTraces(at('.rate'), { x: [s.step, s.step], y: [s.learning_rate, s.grad_norm] }, [0, 1]);
     if (first === null) first = s.loss[0];
@@ -133,10 +133,15 @@ at('details').addEventListener('toggle', async (event) => {
 });
 new MutationObserver(recolour).observe(document.body, { attributes: true, attributeFilter: ['class'] });
 
-async function loop(mine) {
-  let pause = 1000;
-  try { if (!document.hidden) pause = await ask(); } catch (error) { write('.state', words.reconnecting || 'reconnecting…'); pause = 2000; }
-  if (element.isConnected && mine === asking) setTimeout(() => loop(mine), pause);
+// One loop, so that no two answers are ever drawn at once; another run only wakes it.
+let wake = () => {};
+const sleep = (ms) => new Promise((done) => { wake = done; setTimeout(done, ms); });
+async function loop() {
+  while (element.isConnected) {
+    let pause = 1000;
+    try { if (!document.hidden) pause = await ask(); } catch (error) { write('.state', words.reconnecting || '…'); pause = 2000; }
+    await sleep(pause);
+  }
 }
-watch('value', () => { asking += 1; loop(asking); });
-loop(asking);
+watch('value', () => wake());
+loop();

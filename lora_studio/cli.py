@@ -12,22 +12,25 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from lora_studio.chat.request import Pane, Sampling
-from lora_studio.errors import DatasetError, RecipeError, StudioError
+from lora_studio.errors import DatasetError, RecipeError, RunError, StudioError
 from lora_studio.models.description import ModelInfo
 from lora_studio.recipe import Recipe
 from lora_studio.runs.history import History
-from lora_studio.settings import Settings
+from lora_studio.settings import STARTER, Settings
 from lora_studio.studio import Machine, Studio
 from lora_studio.wording import say
 
 LOOK_EVERY_S = 0.3
 DONE, FAILED, UNUSABLE = 0, 1, 2
+USAGE = ("settings.not_whole", "chat.bad_sampling")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model_folders=tuple(getattr(options, "model_folder", None) or ()) or None,
         )
         code: int = options.run(options, settings)
-    except (RecipeError, DatasetError) as error:
-        print(error, file=sys.stderr)
-        return UNUSABLE
     except StudioError as error:
         print(error, file=sys.stderr)
-        return FAILED
+        return _code(error)
     return code
+
+
+def _code(error: StudioError) -> int:
+    """Return 2 for what the person who typed can mend: recipe, data, environment, options."""
+    mendable = isinstance(error, (RecipeError, DatasetError))
+    return UNUSABLE if mendable or error.key in USAGE else FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,16 +116,19 @@ def _train(options: argparse.Namespace, settings: Settings) -> int:
         history = _follow(studio, run)
     except KeyboardInterrupt:
         print(say("cli.stopping"), file=sys.stderr)
-        studio.stop(run, keep=True)
+        with suppress(RunError):  # it may have ended just now
+            studio.stop(run, keep=True)
         try:
             history = _follow(studio, run)
         except KeyboardInterrupt:
             print(say("cli.left_running", run=run), file=sys.stderr)
+            print(run)
             return DONE
-    if history.cause is not None:
-        print(history.cause, file=sys.stderr)
+    cause = history.cause
+    if cause is not None:
+        print(cause, file=sys.stderr)
     print(run)
-    return FAILED if history.cause is not None else DONE
+    return DONE if cause is None or history.status == "stopped" else _code(cause)
 
 
 def _follow(studio: Studio, run: str) -> History:
@@ -176,13 +185,13 @@ def _stop(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _ask(options: argparse.Namespace, settings: Settings) -> int:
+    sampling = Sampling(greedy=options.greedy, max_new_tokens=options.max_new_tokens)
     studio = _studio(settings)
     question = [{"role": "user", "content": options.question}]
     panes = [
         Pane(adapter=None, messages=question),  # type: ignore[arg-type]
         Pane(adapter=options.run_id, messages=question),  # type: ignore[arg-type]
     ]
-    sampling = Sampling(greedy=options.greedy, max_new_tokens=options.max_new_tokens)
     answers = ["", ""]
     for event in studio.ask(options.run_id, panes, sampling):
         if "text" in event:
@@ -225,7 +234,7 @@ def _preview(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    """Read the recipe file; its data files are taken from its own folder."""
+    """Read the recipe file; what it names is looked for beside it."""
     file: Path = options.recipe
     try:
         recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
@@ -233,8 +242,15 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         raise RecipeError.of([StudioError("cli.recipe_missing", file=str(file))]) from error
     except UnicodeDecodeError as error:
         raise RecipeError.of([StudioError("cli.recipe_encoding", file=str(file))]) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        problem = StudioError("cli.recipe_unreadable", file=str(file), reason=reason)
+        raise RecipeError.of([problem]) from error
     changed = recipe.changed(options.set)
     beside = file.resolve().parent
+    model = changed.model.source.strip()
+    if model != STARTER and (beside / model).is_dir():
+        changed = replace(changed, model=replace(changed.model, source=str(beside / model)))
     return changed.with_files(str(beside / Path(name).expanduser()) for name in changed.data.files)
 
 

@@ -7,7 +7,7 @@ the model is known.
 
 from __future__ import annotations
 
-import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -135,7 +135,7 @@ class Recipe:
         """
         try:
             tree = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
             raise RecipeError.of([StudioError("recipe.not_yaml", line=line)]) from error
@@ -157,18 +157,16 @@ class Recipe:
         Values are read as YAML.
 
         Raises:
-            RecipeError: For a setting that is not `name=value`, and as `from_dict`.
+            RecipeError: For settings that are not `name=value`, all at once, and as `from_dict`.
         """
         tree = self.to_dict()
-        for setting in settings:
-            path, separator, text = setting.partition("=")
-            *parents, last = path.strip().split(".")
-            branch: Any = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {}) if isinstance(branch, dict) else None
-            if not separator or not isinstance(branch, dict):
-                raise RecipeError.of([StudioError("recipe.not_a_setting", setting=setting)])
-            branch[last] = _number_or(yaml.safe_load(text))
+        problems = [
+            StudioError("recipe.not_a_setting", setting=setting)
+            for setting in settings
+            if not _apply(setting, tree)
+        ]
+        if problems:
+            raise RecipeError.of(problems)
         return type(self).from_dict(tree)
 
     def with_files(self, files: Iterable[str]) -> Self:
@@ -188,7 +186,7 @@ class Recipe:
             yield StudioError("recipe.no_target_modules")
         for path, (low, high) in BOUNDS.items():
             value = self.value(path)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
+            if value is not None and not low <= value <= high:
                 yield StudioError("recipe.out_of_range", name=path, value=value, low=low, high=high)
 
     def value(self, path: str) -> Any:
@@ -217,22 +215,45 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+# A date such as 2026-13-40 is a ValueError, brackets without end are too deep.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+# Shows a wrong value, but never megabytes of it: aliases let a short file stand for a huge tree.
+BRIEF = reprlib.Repr()
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 2, 80, 80
+
+
+def _apply(setting: str, tree: dict[str, Any]) -> bool:
+    """Put a `name=value` setting into the tree; return whether it is one."""
+    path, separator, text = setting.partition("=")
+    *parents, last = path.strip().split(".")
+    branch: Any = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {}) if isinstance(branch, dict) else None
+    if not separator or not isinstance(branch, dict):
+        return False
+    try:
+        branch[last] = yaml.safe_load(text)
+    except NOT_YAML:
+        return False
+    return True
+
+
 def _build(kind: Any, tree: Any, *, at: str, problems: list[StudioError]) -> Any:
     """Build one dataclass of the tree, adding to `problems` what does not fit."""
     if not isinstance(tree, Mapping):
         problems.append(
-            StudioError("recipe.not_a_section", name=at[:-1] or "recipe", value=repr(tree))
+            StudioError("recipe.not_a_section", name=at[:-1] or "recipe", value=BRIEF.repr(tree))
         )
         return kind()
     hints = typing.get_type_hints(kind)
-    known = {entry.name for entry in fields(kind)}
+    known = [entry.name for entry in fields(kind)]
     problems.extend(
         StudioError("recipe.unknown", name=f"{at}{name}", known=", ".join(sorted(known)))
         for name in tree
         if name not in known
     )
     values: dict[str, Any] = {}
-    for name in known & set(tree):
+    for name in filter(tree.__contains__, known):
         hint, value, path = hints[name], tree[name], f"{at}{name}"
         if is_dataclass(hint):
             values[name] = _build(hint, value, at=f"{path}.", problems=problems)
@@ -242,7 +263,9 @@ def _build(kind: Any, tree: Any, *, at: str, problems: list[StudioError]) -> Any
         except TypeError:
             expected = " | ".join(_names(hint))
             problems.append(
-                StudioError("recipe.wrong_type", name=path, value=repr(value), expected=expected)
+                StudioError(
+                    "recipe.wrong_type", name=path, value=BRIEF.repr(value), expected=expected
+                )
             )
     return kind(**values)
 
@@ -269,13 +292,17 @@ def _fit(value: Any, hint: Any) -> Any:
 
 
 def _fit_scalar(value: Any, hint: Any) -> Any:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and is_number:
-        return float(value)
-    if hint is int and is_number and float(value).is_integer():
-        return int(value)
     if hint in (str, bool, types.NoneType) and isinstance(value, hint):
         return value
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError
+    if hint is int and (isinstance(value, int) or value.is_integer()):
+        return int(value)
+    if hint is float:
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise TypeError from error
     raise TypeError
 
 

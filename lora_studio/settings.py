@@ -12,7 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from lora_studio.errors import StudioError
+
 STARTER = "starter"
+SPACE_TRAINING_S = 240
+SPACE_RUNS = 5
+SPACE_UPLOADS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +42,18 @@ class Settings:
     """Token for gated repositories (`HF_TOKEN`); never written to disk or log."""
     space_id: str | None = None
     """Set when running as a Hugging Face Space (`SPACE_ID`)."""
+    original_space: str | None = None
+    """The Space that is shown to everybody (`LORA_STUDIO_SHOWCASE`, a public variable of it).
+
+    A duplicate inherits its variables, so it can tell by this one that it is somebody's own.
+    """
     max_training_s: int | None = None
-    """Longest training in seconds; None is no limit. A Space allows four minutes."""
+    """Longest training in seconds (`LORA_STUDIO_MAX_TRAINING_S`); None is no limit. A Space
+    that is shown to everybody allows four minutes."""
+    most_runs: int | None = None
+    """How many runs are kept; on a Space a visitor's oldest make room for new ones."""
+    most_uploads: int | None = None
+    """How many uploaded files are kept, likewise."""
     visitor: str | None = None
     """On a Space, whose studio this is; their runs and uploads lie apart."""
     stop_runs_on_exit: bool = False
@@ -46,20 +61,32 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
-        """Read the environment; `overrides` (from the command line) win where not None."""
+        """Read the environment; `overrides` (from the command line) win where not None.
+
+        Raises:
+            StudioError: If a variable that should be a whole number is not one.
+        """
         env = os.environ if environ is None else environ
         user, _, password = env.get("LORA_STUDIO_AUTH", "").partition(":")
         space = env.get("SPACE_ID") or None
+        original = env.get("LORA_STUDIO_SHOWCASE") or None
+        is_showcase = space is not None and original in (None, space)
         settings = cls(
             home=Path(env.get("LORA_STUDIO_HOME") or Path.home() / "lora-studio").expanduser(),
             host="0.0.0.0" if space else "127.0.0.1",  # noqa: S104 - a Space is reached through its proxy
-            port=int(env.get("GRADIO_SERVER_PORT") or 7860),
+            port=_whole(env, "GRADIO_SERVER_PORT", 7860),
             auth=(user, password) if password else None,
-            max_upload_mb=int(env.get("LORA_STUDIO_MAX_UPLOAD_MB") or (20 if space else 200)),
+            max_upload_mb=_whole(env, "LORA_STUDIO_MAX_UPLOAD_MB", 20 if space else 200),
             offline=_is_on(env.get("HF_HUB_OFFLINE")),
             hub_token=env.get("HF_TOKEN") or None,
             space_id=space,
-            max_training_s=240 if space else None,
+            original_space=original,
+            max_training_s=_whole(
+                env, "LORA_STUDIO_MAX_TRAINING_S", SPACE_TRAINING_S if is_showcase else 0
+            )
+            or None,
+            most_runs=SPACE_RUNS if space else None,
+            most_uploads=SPACE_UPLOADS if space else None,
             stop_runs_on_exit=_is_on(env.get("LORA_STUDIO_STOP_RUNS_ON_EXIT")),
         )
         given = {name: value for name, value in overrides.items() if value is not None}
@@ -70,9 +97,22 @@ class Settings:
         return replace(self, visitor=visitor)
 
     @property
+    def is_showcase(self) -> bool:
+        """Whether this is a Space for everybody to try: the starter model only, little time.
+
+        A Space is one until it is known to be a duplicate.
+        """
+        return self.space_id is not None and self.original_space in (None, self.space_id)
+
+    @property
+    def visitors(self) -> Path:
+        """The folder of visitors' parts."""
+        return self.home / "visitors"
+
+    @property
     def private(self) -> Path:
         """What belongs to one person: the home folder itself, or a visitor's part of it."""
-        return self.home / "visitors" / self.visitor if self.visitor else self.home
+        return self.visitors / self.visitor if self.visitor else self.home
 
     @property
     def runs(self) -> Path:
@@ -93,6 +133,13 @@ class Settings:
     def cache(self) -> Path:
         """What can be made again: inspections, previews, zips."""
         return self.home / "cache"
+
+
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(env.get(name) or default)
+    except ValueError as error:
+        raise StudioError("settings.not_whole", name=name, value=env[name]) from error
 
 
 def _is_on(value: str | None) -> bool:

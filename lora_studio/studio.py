@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -20,13 +21,13 @@ from typing import Any, Self
 from lora_studio.adapters.archive import zip_adapter
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.child import Child, InProcess
-from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.errors import ModelError, RecipeError, RunError, StudioError
 from lora_studio.hardware import Hardware, probe, resolve_precision
 from lora_studio.models.accounting import target_modules
 from lora_studio.models.description import ModelInfo
-from lora_studio.recipe import ALL_LINEAR, Recipe
+from lora_studio.recipe import Recipe
 from lora_studio.runs import folder as run_folder
-from lora_studio.runs import process
+from lora_studio.runs import housekeeping, process
 from lora_studio.runs.accelerator import Accelerator, Job
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
@@ -36,6 +37,10 @@ from lora_studio.wording import ASSETS
 log = logging.getLogger(__name__)
 
 RECORDED = ASSETS / "recorded"
+MOST_VISITORS = 500
+"""So many visitors' studios are held in memory; what is on disk is found again."""
+LEAVING_S = 15.0
+"""How long a worker may take from its last event to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,25 @@ class Studio:
 
     def for_visitor(self, visitor: str) -> Studio:
         """Return the studio of one visitor of a Space, whose runs nobody else sees."""
+        mine = self.settings.for_visitor(visitor)
+        housekeeping.note_seen(mine.private)
         with self._lock:
-            if visitor not in self._visitors:
-                mine = self.settings.for_visitor(visitor)
-                self._visitors[visitor] = Studio(mine, self._machine)
-            return self._visitors[visitor]
+            studio = self._visitors.pop(visitor, None)
+            if studio is None:
+                housekeeping.drop_unseen(self.settings.visitors)
+                studio = Studio(mine, self._machine)
+            self._visitors[visitor] = studio  # who was seen last stands last
+            if len(self._visitors) > MOST_VISITORS:
+                self._visitors.pop(next(iter(self._visitors)))
+            return studio
+
+    def fetch_starter(self) -> None:
+        """Bring the starter model to this machine, so that the first question need not wait."""
+        try:
+            for _ in self._bench.stream("fetch", source=STARTER):
+                pass
+        except StudioError as error:
+            log.warning("%s", error)
 
     def close(self) -> None:
         """End the child processes; runs go on unless the settings say otherwise."""
@@ -112,6 +131,7 @@ class Studio:
         Raises:
             ModelError: If it cannot be found, fetched or read.
         """
+        self._check_source(source)
         known = self.known_model(source)
         if known is not None:
             yield {"result": known}
@@ -125,13 +145,10 @@ class Studio:
 
     def known_model(self, source: str) -> ModelInfo | None:
         """Return a model's description if it was made before; the starter's is shipped."""
-        is_folder = "/" in source and Path(source).is_dir()
         file = ASSETS / "starter.json" if source == STARTER else self._info_file(source)
-        if is_folder or not file.is_file():
-            return None
         try:
             return ModelInfo.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def preview(self, recipe: Recipe, *, token: str | None = None) -> Iterator[dict[str, Any]]:
@@ -144,7 +161,8 @@ class Studio:
         Raises:
             StudioError: If the model or the data cannot be used.
         """
-        _check_files(recipe)
+        self._check_source(recipe.model.source)
+        _refuse(_file_problems(recipe))
         yield from self._bench.stream("preview", recipe=recipe, token=token)
 
     def precision(self, recipe: Recipe) -> str:
@@ -164,18 +182,22 @@ class Studio:
         chat model given up.
 
         Raises:
+            ModelError: If this is a Space that lends itself to the starter model only.
             RecipeError: If the recipe cannot work on this machine.
             RunError: If another job has the accelerator, naming it, or the disk is full.
         """
-        _check_files(recipe)
-        self.precision(recipe)
-        self._check_modules(recipe)
+        self._check_source(recipe.model.source)
+        _refuse(self._problems(recipe))
         with self._accelerator.guard():
+            self._let_leave()
+            self._refuse_while_another_visitor()
             if not self._accelerator.is_taken_by("training"):
                 self._chat.close()  # a training may need every byte
             if self._accelerator.is_mine():
                 self._accelerator.clear()
             self._accelerator.check(self.settings.visitor)
+            if self.settings.most_runs:
+                housekeeping.keep_newest(self.settings.runs, self.settings.most_runs - 1)
             folder = self._create(recipe)
             pid = process.start(folder, environment=self._worker_environment(token))
             self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
@@ -291,14 +313,40 @@ class Studio:
                 self._accelerator.release(job)
 
     def stop_answering(self) -> None:
-        """Stop what is being answered at the next token."""
-        self._chat.interrupt("stop")
+        """Stop what is being answered at the next token, if it is this studio's question."""
+        job = self._accelerator.holder()
+        if job is not None and job.visitor == self.settings.visitor:
+            self._chat.interrupt("stop")
 
     # Beneath
 
+    def _check_source(self, source: str) -> None:
+        if self.settings.is_showcase and source != STARTER:
+            raise ModelError("page.space_only_starter")
+
+    def _refuse_while_another_visitor(self) -> None:
+        job = self._accelerator.holder()
+        if job is not None and job.visitor != self.settings.visitor:
+            self._accelerator.check(self.settings.visitor)
+
     def _refuse_while_training(self) -> None:
+        self._let_leave()
         if self._accelerator.is_taken_by("training"):
             self._accelerator.check(self.settings.visitor)
+
+    def _let_leave(self) -> None:
+        """Wait for a worker that has said its last word to end, which gives back its memory."""
+        deadline = time.monotonic() + LEAVING_S
+        while time.monotonic() < deadline:
+            job = self._accelerator.holder()
+            if job is None or job.kind != "training" or job.visitor != self.settings.visitor:
+                return
+            try:
+                if not self.history(job.name).is_over:
+                    return
+            except RunError:
+                return
+            time.sleep(0.05)
 
     def _find(self, run_id: str) -> RunFolder:
         if self.settings.space_id and run_id in {item.id for item in run_folder.listed(RECORDED)}:
@@ -313,25 +361,44 @@ class Studio:
 
     def _create(self, recipe: Recipe) -> RunFolder:
         files = [str(Path(file).expanduser().resolve()) for file in recipe.data.files]
+        found = _model_folder(recipe.model.source)
+        model = replace(recipe.model, source=str(found)) if found else recipe.model
         try:
-            return run_folder.create(self.settings.runs, recipe.with_files(files))
+            complete = replace(recipe.with_files(files), model=model)
+            return run_folder.create(self.settings.runs, complete)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise RunError("run.disk_full", home=str(self.settings.home)) from error
             raise
 
-    def _check_modules(self, recipe: Recipe) -> None:
-        """Refuse an unknown target module at once where the model is already known."""
+    def _problems(self, recipe: Recipe) -> list[StudioError]:
+        """Return everything that can be seen to be wrong before the model is fetched."""
+        problems = _file_problems(recipe)
+        try:
+            self.precision(recipe)
+        except ModelError as error:
+            problems.append(error)
         info = self.known_model(recipe.model.source)
-        if info is not None and recipe.adapter.target_modules != ALL_LINEAR:
-            target_modules(info, recipe.adapter)
+        if info is not None:
+            try:
+                target_modules(info, recipe.adapter)
+            except RecipeError as error:
+                problems += error.problems
+        return problems
 
     def _worker_environment(self, token: str | None) -> dict[str, str]:
-        environment = {"LORA_STUDIO_HOME": str(self.settings.home)}
+        """Return what the worker must know beside this process's environment.
+
+        A Space's own token is its owner's: a visitor comes with one, or with none.
+        """
+        own = None if self.settings.space_id else self.settings.hub_token
+        environment = {
+            "LORA_STUDIO_HOME": str(self.settings.home),
+            "LORA_STUDIO_MAX_TRAINING_S": str(self.settings.max_training_s or ""),
+            "HF_TOKEN": token or own or "",
+        }
         if self.settings.offline:
             environment["HF_HUB_OFFLINE"] = "1"
-        if token or self.settings.hub_token:
-            environment["HF_TOKEN"] = token or self.settings.hub_token or ""
         return environment
 
     def _remember(self, source: str, found: dict[str, Any]) -> None:
@@ -340,17 +407,41 @@ class Studio:
         file.write_text(json.dumps(found), encoding="utf-8")
 
     def _info_file(self, source: str) -> Path:
-        name = sha256(source.encode()).hexdigest()[:24]
+        folder = _model_folder(source)
+        config = folder / "config.json" if folder else None
+        # A folder may come to hold another model; it is known as long as it stays as it was.
+        stamp = f"{config} {config.stat().st_mtime_ns}" if config and config.is_file() else source
+        name = sha256(stamp.encode()).hexdigest()[:24]
         return self.settings.cache / "models" / f"{name}.json"
 
 
-def _check_files(recipe: Recipe) -> None:
+def _model_folder(source: str) -> Path | None:
+    """Return the folder that a model's source names, None for a Hub id and the starter model."""
+    try:
+        folder = Path(source.strip()).expanduser()
+        return folder.resolve() if source.strip() != STARTER and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
+        return None
+
+
+def _refuse(problems: Sequence[StudioError]) -> None:
+    if problems:
+        raise RecipeError.of(problems)
+
+
+def _is_file(file: str) -> bool:
+    try:
+        return Path(file).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _file_problems(recipe: Recipe) -> list[StudioError]:
     problems: list[StudioError] = [
         StudioError("run.file_missing", file=file)
         for file in recipe.data.files
-        if not Path(file).expanduser().is_file()
+        if not _is_file(file)
     ]
     if not recipe.data.files:
         problems.append(StudioError("run.no_data"))
-    if problems:
-        raise RecipeError.of(problems)
+    return problems

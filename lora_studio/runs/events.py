@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,10 @@ RESERVE_BYTES = 65_536
 
 
 class EventWriter:
-    """Appends events, each on disk before the next line of the worker runs.
+    """Appends events, each handed to the system before the next line of the worker runs.
+
+    Nothing is buffered here: threads and a signal's handler may write too, and a line that the
+    disk refused must not come a second time.
 
     A small reserve file is kept beside the events and given up when the disk is full, so that
     the event which says so can still be written.
@@ -23,7 +27,7 @@ class EventWriter:
     def __init__(self, file: Path) -> None:
         self._reserve = file.with_suffix(".reserve")
         self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
-        self._out = file.open("a", encoding="utf-8")
+        self._out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def __enter__(self) -> Self:
         return self
@@ -48,22 +52,21 @@ class EventWriter:
             fields["not_finite"] = broken
         entry = {"time": round(time.time(), 3), "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            self._append(line)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not self._reserve.exists():
-                raise
-            self._reserve.unlink()
-            self._append(line)
+        self._append(line.encode())
 
     def close(self) -> None:
         """Close the file and remove the reserve."""
-        self._out.close()
+        os.close(self._out)
         self._reserve.unlink(missing_ok=True)
 
-    def _append(self, line: str) -> None:
-        self._out.write(line)
-        self._out.flush()
+    def _append(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._out, line) :]
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._reserve.exists():
+                    raise
+                self._reserve.unlink()
 
 
 def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lora_studio.errors import RunError
 from lora_studio.recipe import Recipe
 
 WEIGHTS = "adapter_model.safetensors"
+LAST_WRITTEN = "trainer_state.json"
+"""What the trainer writes into a checkpoint when all else is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,19 @@ class RunFolder:
         """Read the run's recipe."""
         return Recipe.from_yaml(self.recipe.read_text(encoding="utf-8"))
 
+    def stop_wish(self) -> str | None:
+        """Return `keep` or `discard` if somebody asked the run to stop, else None."""
+        try:
+            return self.stop.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
     def checkpoint_steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, oldest first."""
         return sorted(
-            int(weights.parent.name.removeprefix("checkpoint-"))
-            for weights in self.checkpoints.glob(f"checkpoint-*/{WEIGHTS}")
+            int(last.parent.name.removeprefix("checkpoint-"))
+            for last in self.checkpoints.glob(f"checkpoint-*/{LAST_WRITTEN}")
+            if (last.parent / WEIGHTS).is_file()
         )
 
     def newest_adapter(self) -> Path | None:
@@ -105,7 +116,11 @@ def create(runs: Path, recipe: Recipe) -> RunFolder:
             folder.path.mkdir()
         except FileExistsError:
             continue
-        folder.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+        try:
+            folder.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+        except OSError:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
         return folder
     raise AssertionError  # pragma: no cover - the count has no end
 

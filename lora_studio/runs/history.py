@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ STAGE_STATUS: dict[str, Status] = {
     "sample": "evaluating",
     "save": "saving",
 }
+# A worker is started within moments of its folder; one that never was, never will be.
+STARTING_S = 60.0
 
 
 @dataclass(slots=True)
@@ -85,13 +88,15 @@ class History:
             kind: Status = self.ending["event"]
             return kind
         if not self.folder.process.exists():
-            return "queued"
+            waited_s = time.time() - self.folder.recipe.stat().st_mtime
+            return "queued" if waited_s < STARTING_S else "lost"
         if not is_running(self.folder.process):
             # The worker may have written its last words between the two looks.
             self.update()
             if self.ending:
                 return self.status
-            return "stopped" if self.folder.stop.exists() else "lost"
+            # Who wanted to keep it must learn that nothing was saved.
+            return "stopped" if self.folder.stop_wish() == "discard" else "lost"
         return STAGE_STATUS.get(self.stage.get("stage", ""), "preparing")
 
     @property
@@ -111,10 +116,13 @@ class History:
 
     @property
     def cause(self) -> StudioError | None:
-        """Why the run failed or is lost, as a sentence in either language."""
-        if self.status == "failed":
+        """Why there is not what was wanted: the run failed, is lost, or stopped too early."""
+        status = self.status
+        if status == "failed":
             return from_dict(self.ending["cause"])
-        if self.status == "lost":
+        if status == "stopped" and self.folder.stop_wish() == "keep":
+            return None if self.ending["kept"] else StudioError("run.nothing_to_keep")
+        if status == "lost":
             steps = self.folder.checkpoint_steps()
             if steps:
                 return StudioError("run.lost_with_checkpoint", step=steps[-1])

@@ -79,7 +79,9 @@ def request_stop(folder: RunFolder, *, keep: bool) -> None:
     """
     if keep and folder.stop.exists():
         return
-    folder.stop.write_text("keep" if keep else "discard", encoding="utf-8")
+    partial = folder.stop.with_suffix(".partial")
+    partial.write_text("keep" if keep else "discard", encoding="utf-8")
+    partial.replace(folder.stop)
 
 
 def end(folder: RunFolder, *, grace_s: float = GRACE_S) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ SAMPLE_TOKENS = 48
 RECENT_STEPS = 20
 
 
+class Stopped(Exception):  # noqa: N818 - a wish, not an error
+    """Somebody asked the run to stop; the weights are those of the last whole step."""
+
+
 class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Writes a step, eval and sample event whenever the trainer gets that far.
 
     Args:
         events: Where to.
-        stop: The stop flag's path; looked at after every step.
+        stop: The stop flag's path; looked at after every batch, evaluations' included.
         max_training_s: Ends the run, keeping what it has, after so many seconds; None never.
     """
 
@@ -34,7 +38,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._stop = stop
         self._max_training_s = max_training_s
         self._trainer: Any = None
-        self._questions: tuple[list[str], list[str]] = ([], [])
+        self._questions: dict[str, str] = {}
         self._began = self._step_began = 0.0
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
@@ -42,28 +46,42 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._pause_s: list[float] = []
         self.timed_out = False
 
-    def attach(self, trainer: Any, prompts: Sequence[str], rendered: Sequence[str]) -> None:
-        """Name the trainer and the prompts to answer, as typed and as the model reads them."""
+    def attach(self, trainer: Any, questions: Mapping[str, str]) -> None:
+        """Name the trainer and the prompts to answer: as typed, as the model reads them."""
         self._trainer = trainer
-        self._questions = (list(prompts), list(rendered))
+        self._questions = dict(questions)
 
     @property
     def stopping(self) -> bool:
         """Whether somebody asked the run to stop."""
         return self._stop.exists()
 
+    def check_stop(self) -> None:
+        """Leave the training loop, whatever it is at, if somebody asked for it.
+
+        Raises:
+            Stopped: If so.
+        """
+        if self.stopping:
+            raise Stopped
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Answer the prompts and measure the held-out rows before the first step."""
         self._began = time.monotonic()
-        if self._trainer.eval_dataset is not None and not self.stopping:
+        if self._trainer.eval_dataset is not None:
             self._trainer.evaluate()
         self._sample(step=0)
         self._events.write("stage", stage="train")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note when the step began."""
+        self.check_stop()
         self._step_began = time.monotonic()
         self._tokens_before = self._trainer.tokens_seen
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give up a step that is still gathering batches if asked to stop."""
+        self.check_stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the step's time; stop if asked to."""
@@ -131,14 +149,15 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return round(steps + 2 * pauses * pause_s, 1)
 
     def _sample(self, *, step: int) -> None:
-        prompts, rendered = self._questions
-        if not prompts or self.stopping:
+        if not self._questions:
             return
+        rendered = list(self._questions.values())
         with self.pause("sample"):
             answers = answer(
                 self._trainer.model, self._trainer.processing_class, rendered, self._should_stop
             )
-        for prompt, text in zip(prompts, answers, strict=True):
+        self.check_stop()  # an answer that was cut short says nothing
+        for prompt, text in zip(self._questions, answers, strict=True):
             self._events.write("sample", step=step, prompt=prompt, answer=text)
 
     def _should_stop(self, input_ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_studio.data.preparation import Prepared, prepare
+from lora_studio.data.templates import adds_beginning
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.hardware import precision_reason, probe, resolve_precision
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
+from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_model, load_tokenizer
 from lora_studio.models.sources import hub_name, resolve
@@ -27,7 +31,7 @@ from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
 from lora_studio.training.plan import Plan, make_plan
-from lora_studio.training.reporting import Reporter
+from lora_studio.training.reporting import SAMPLE_TOKENS, Reporter, Stopped
 from lora_studio.training.saving import model_card, save_adapter
 from lora_studio.training.trainer import Trainer, sft_config
 
@@ -67,11 +71,17 @@ class Session:
         recipe = self._recipe
         hardware = probe()
         precision = resolve_precision(recipe.precision, hardware)
-        model_folder = resolve(recipe.model.source, self._settings, on_progress=self._stage)
+        model_folder = resolve(
+            recipe.model.source,
+            self._settings,
+            # On a Space too: whoever started this worker gave it the visitor's own token or none.
+            token=self._settings.hub_token,
+            on_progress=self._stage,
+        )
         info = inspect_model(model_folder, recipe.model.source)
         targets = target_modules(info, recipe.adapter)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
-        prepared = self._prepare(tokenizer, folder)
+        prepared = self._prepare(tokenizer, info, folder)
         self._stage("load", 0, 0)
         model = load_model(model_folder, precision, hardware.device)
         plan = make_plan(
@@ -85,8 +95,7 @@ class Session:
         adapted = self._adapt(model, targets, in_out=fan_in_fan_out(info, targets))
         reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
         self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
-        prompts = recipe.prompts or prepared.report.prompts
-        reporter.attach(self._trainer, prompts, [self._render(prompt) for prompt in prompts])
+        reporter.attach(self._trainer, self._questions(prepared, info))
         trainable, total = adapted.get_nb_trainable_parameters()
         events.write(
             "started",
@@ -105,14 +114,20 @@ class Session:
 
     def train(self) -> None:
         """Run the training loop to its end or to the stop flag."""
-        self._trainer.train()
+        with suppress(Stopped):
+            self._trainer.train()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that are done."""
+        return int(self._trainer.state.global_step)
 
     def save(self, folder: RunFolder) -> Path:
         """Write the adapter folder and return it."""
         card = model_card(self._recipe, History(folder).update(), base=self._base)
         return save_adapter(folder, self._trainer.model, self._tokenizer, card=card)
 
-    def _prepare(self, tokenizer: Any, folder: RunFolder) -> Prepared:
+    def _prepare(self, tokenizer: Any, info: ModelInfo, folder: RunFolder) -> Prepared:
         """Read and encode the data; keep it and where it came from in the run folder."""
         recipe = self._recipe
         self._stage("tokenize", 0, 0)
@@ -122,12 +137,9 @@ class Session:
             recipe.seed,
             on_progress=lambda done, total: self._stage("tokenize", done, total),
         )
-        batch = recipe.training.per_device_train_batch_size
-        if len(prepared.train) < batch:
-            problem = StudioError(
-                "training.rows_under_batch", rows=len(prepared.train), batch=batch
-            )
-            raise RecipeError.of([problem])
+        problems = _misfits(recipe, prepared, info)
+        if problems:
+            raise RecipeError.of(problems)
         folder.data.mkdir(exist_ok=True)
         (folder.data / "report.json").write_text(
             json.dumps(prepared.report.to_dict(), ensure_ascii=False), encoding="utf-8"
@@ -184,12 +196,45 @@ class Session:
                 parameter.data = parameter.data.float()
         return trainer
 
-    def _render(self, prompt: str) -> str:
-        """Return a try-out prompt as the model reads it in a chat."""
+    def _questions(self, prepared: Prepared, info: ModelInfo) -> dict[str, str]:
+        """Return the try-out prompts whose answers fit the model, each as the model reads it.
+
+        A model that learns plain text continues it; every other one is asked in a chat.
+        """
+        typed = [prompt for prompt in self._recipe.prompts if prompt.strip()]
+        continues = prepared.report.format == "text"
+        asked = {
+            prompt: self._beginning() + prompt if continues else self._in_a_chat(prompt)
+            for prompt in typed or prepared.report.prompts
+        }
+        room = (info.context_length or sys.maxsize) - SAMPLE_TOKENS
+        return {
+            prompt: rendered
+            for prompt, rendered in asked.items()
+            if len(self._tokenizer(rendered, add_special_tokens=False)["input_ids"]) <= room
+        }
+
+    def _beginning(self) -> str:
+        return str(self._tokenizer.bos_token) if adds_beginning(self._tokenizer) else ""
+
+    def _in_a_chat(self, prompt: str) -> str:
         chat = [{"role": "user", "content": prompt}]
         return str(
             self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         )
+
+
+def _misfits(recipe: Recipe, prepared: Prepared, info: ModelInfo) -> list[StudioError]:
+    """Return what of the recipe does not fit this data or this model."""
+    problems = []
+    rows, batch = len(prepared.train), recipe.training.per_device_train_batch_size
+    if rows < batch:
+        problems.append(StudioError("training.rows_under_batch", rows=rows, batch=batch))
+    longest = max(len(row.input_ids) for row in [*prepared.train, *prepared.evaluation])
+    limit = info.context_length
+    if limit is not None and longest > limit:
+        problems.append(StudioError("training.over_context", longest=longest, limit=limit))
+    return problems
 
 
 def _kept(rows: Dataset, folder: Path) -> Dataset:

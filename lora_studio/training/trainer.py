@@ -6,6 +6,7 @@ tokens rather than over batches. Everything else is the library's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def sft_config(recipe: Recipe, plan: Plan, output_dir: Path) -> SFTConfig:
         per_device_train_batch_size=training.per_device_train_batch_size,
         per_device_eval_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else plan.total_steps,
+        warmup_steps=_warmup_steps(training.warmup_ratio, plan.total_steps),
         lr_scheduler_type=training.lr_scheduler_type,
         optim="adamw_torch_fused",
         seed=recipe.seed,
@@ -44,7 +45,6 @@ def sft_config(recipe: Recipe, plan: Plan, output_dir: Path) -> SFTConfig:
         bf16=plan.autocast == "bf16",
         fp16=plan.autocast == "fp16",
         activation_checkpointing=plan.checkpointing,
-        train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
@@ -60,6 +60,15 @@ def sft_config(recipe: Recipe, plan: Plan, output_dir: Path) -> SFTConfig:
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _warmup_steps(ratio: float, total_steps: int) -> int:
+    """Return over how many steps the learning rate rises, as transformers rounds a ratio.
+
+    The first of them is taken at a rate of 0, as everywhere in transformers; so one step at least
+    is left out, or the shortest runs would learn nothing.
+    """
+    return min(math.ceil(total_steps * ratio), total_steps - 1)
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
@@ -90,9 +99,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         """Return the cross entropy over labelled tokens, a scalar tensor.
 
         TRL's own loss scores every position on a CPU; there the head is a fifth of the work and
-        most positions of a prompt carry no label. On an accelerator TRL's loss is used.
+        most positions of a prompt carry no label. On an accelerator, and for mixtures of experts
+        with a loss of their router's, TRL's loss is used.
         """
-        if self.args.device.type != "cpu" or return_outputs:
+        if self.args.device.type != "cpu" or return_outputs or self.aux_loss_enabled:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if not model.training:
                 self._note_eval(loss, inputs["labels"])
@@ -113,6 +123,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
             self._note_eval(loss, labels)
         return loss
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Score one batch of an evaluation; a stop does not wait for the others."""
+        self._reporter.check_stop()
+        return super().prediction_step(*args, **kwargs)
+
     @property
     def tokens_seen(self) -> int:
         """Tokens trained on so far, padding not counted."""
@@ -127,6 +142,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         if count:
             output.metrics[f"{prefix}_loss"] = total / count
         return output
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a checkpoint's adapter and tokenizer, without asking the Hub for anything.
+
+        Left to itself, PEFT asks at every checkpoint for the base's vocabulary size
+        (peft 0.21.2, utils/save_and_load.py, `save_embedding_layers="auto"`).
+        """
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save:
+            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            self.processing_class.save_pretrained(folder)
 
     def _note_eval(self, loss: torch.Tensor, labels: torch.Tensor) -> None:
         count = int((labels[:, 1:] != IGNORE_INDEX).sum())

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LOOK_FOR_STOP_S = 0.3
 PROGRESS_EVERY_S = 0.2
+HARD_LIMIT = 2
+"""A run that may last so long ends at twice the time, be it within its first step."""
 
 
 class Preparation:
@@ -63,6 +65,7 @@ class Preparation:
 def run(folder: RunFolder, recipe: Recipe, events: EventWriter, settings: Settings) -> None:
     """Train what the recipe says, from preparing to the saved adapter."""
     preparation = Preparation(folder, events)
+    limit = _hard_limit(events, settings.max_training_s)
     preparation.stage("start")
     # The heavy imports happen behind the first stage, so that the page shows it meanwhile.
     from lora_studio.training.session import Session
@@ -71,7 +74,9 @@ def run(folder: RunFolder, recipe: Recipe, events: EventWriter, settings: Settin
     reporter = session.build(folder, events)
     preparation.over()
     session.train()
-    if reporter.stopping and folder.stop.read_text(encoding="utf-8") == "discard":
+    limit.cancel()
+    # A fresh adapter changes nothing: before the first step there is nothing to keep.
+    if reporter.stopping and (session.steps == 0 or folder.stop_wish() == "discard"):
         events.write("stopped", kept=False)
         return
     events.write("stage", stage="save")
@@ -90,8 +95,9 @@ def main(arguments: list[str]) -> int:
     settings = Settings.from_environment()
     with EventWriter(folder.events) as events:
         signal.signal(signal.SIGTERM, lambda *_: _leave(events))
-        recipe = folder.read_recipe()
+        recipe = Recipe()
         try:
+            recipe = folder.read_recipe()
             run(folder, recipe, events, settings)
         # The outermost: every end of a run is an event.
         except Exception as error:
@@ -101,9 +107,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _leave(events: EventWriter) -> None:
-    events.write("stopped", kept=False)
+def _leave(events: EventWriter, *, timed_out: bool = False) -> None:
+    events.write("stopped", kept=False, timed_out=timed_out)
     os._exit(0)
+
+
+def _hard_limit(events: EventWriter, seconds: int | None) -> threading.Timer:
+    """End the process when the time is up twice over: a single step can be that long."""
+    timer = threading.Timer(
+        HARD_LIMIT * (seconds or 0), _leave, [events], kwargs={"timed_out": True}
+    )
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    return timer
 
 
 def _size(folder: Path) -> int:

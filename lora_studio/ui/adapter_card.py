@@ -40,13 +40,6 @@ def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> g
                     info=hint("adapter.lora_alpha"), elem_id="lora-alpha",
                 ),
             )  # fmt: skip
-            form.add(
-                "adapter.lora_dropout",
-                gr.Slider(
-                    0, 0.5, value=default.lora_dropout, step=0.01, label="lora_dropout",
-                    info=hint("adapter.lora_dropout"),
-                ),
-            )  # fmt: skip
         form.add(
             "adapter.target_modules",
             gr.CheckboxGroup(
@@ -56,18 +49,28 @@ def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> g
         )  # fmt: skip
         with gr.Row():
             form.add(
+                "adapter.lora_dropout",
+                gr.Slider(
+                    0, 0.5, value=default.lora_dropout, step=0.01, label="lora_dropout",
+                    info=hint("adapter.lora_dropout"),
+                ),
+            )  # fmt: skip
+            form.add(
+                "adapter.use_rslora",
+                gr.Checkbox(
+                    default.use_rslora,
+                    label="rsLoRA (use_rslora)",
+                    info=hint("adapter.use_rslora"),
+                ),
+            )
+        with gr.Row():
+            form.add(
                 "adapter.bias",
                 gr.Radio(
                     list(typing.get_args(BiasName)), value=default.bias, label=text("bias"),
                     info=hint("adapter.bias"),
                 ),
             )  # fmt: skip
-            form.add(
-                "adapter.use_rslora",
-                gr.Checkbox(
-                    default.use_rslora, label="rsLoRA (use_rslora)", info=hint("adapter.use_rslora")
-                ),
-            )
         form.add(
             "precision",
             gr.Radio(

@@ -28,7 +28,7 @@ class CompareTab:
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="ls-line"):
             self.run = gr.Dropdown(
                 [],
                 label=text("compare_run"),
@@ -37,22 +37,22 @@ class CompareTab:
                 scale=3,
             )
             self.clear = gr.Button(
-                text("compare_clear"), elem_id="compare-clear", scale=1, min_width=120
+                text("compare_clear"), elem_id="compare-clear", scale=0, min_width=160
             )
         self.note = gr.HTML(elem_id="compare-note")
         with gr.Row():
             self.base, self.base_rate = self._side("base", text("base_side"))
             self.adapter, self.adapter_rate = self._side("adapter", text("adapter_side"))
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="ls-line"):
             self.question = gr.Textbox(
                 label=text("question"), placeholder=text("question_hint"), lines=2, max_lines=6,
                 scale=6, elem_id="question", submit_btn=False,
             )  # fmt: skip
             self.send = gr.Button(
-                text("send"), variant="primary", elem_id="send", scale=1, min_width=100
+                text("send"), variant="primary", elem_id="send", scale=0, min_width=120
             )
             self.stop = gr.Button(
-                text("stop"), elem_id="stop", scale=1, min_width=100, interactive=False
+                text("stop"), elem_id="stop", scale=0, min_width=120, interactive=False
             )
         self._settings()
         self.base_history = gr.State([])

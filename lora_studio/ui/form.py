@@ -53,7 +53,7 @@ class Form:
             branch = tree
             for parent in parents:
                 branch = branch.setdefault(parent, {})
-            branch[name] = None if value == "" else value
+            branch[name] = value
         tree["prompts"] = prompts
         return Recipe.from_dict(tree)
 

@@ -142,7 +142,8 @@ def _sentence(history: History, voice: Voice) -> str:
     if status == "stopped":
         kept = history.ending.get("kept", False)
         timed_out = history.ending.get("timed_out", False)
-        word = "stopped_time" if timed_out else "stopped_kept" if kept else "stopped"
+        late = "stopped_time" if kept else "stopped_slow"
+        word = late if timed_out else "stopped_kept" if kept else "stopped"
         return voice(f"status_{word}", step=history.step)
     if status == "finished":
         return _result(history, voice)

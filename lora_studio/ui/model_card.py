@@ -12,7 +12,7 @@ from lora_studio.models.description import ModelInfo
 from lora_studio.models.sources import local_models
 from lora_studio.settings import STARTER
 from lora_studio.studio import Studio
-from lora_studio.ui import numbers
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice, text
 
 KINDS = ("starter", "hub", "folder")
@@ -32,13 +32,18 @@ class ModelCard:
     source: gr.State
     """The chosen model as a recipe names it; empty while none is found."""
 
+    @property
+    def shown(self) -> list[gr.components.Component | gr.blocks.BlockContext]:
+        """What shows a model, in the order of `show`."""
+        return [self.source, self.kind, self.repo, self.folder, self.info, self.card]
+
 
 def build(studio: Studio) -> ModelCard:
     """Lay out the card."""
     with gr.Accordion(
         text("card_model"), open=False, elem_id="card-model", elem_classes="ls-card"
     ) as card:
-        kinds = KINDS[:1] if studio.settings.space_id else KINDS
+        kinds = KINDS[:1] if studio.settings.is_showcase else KINDS
         kind = gr.Radio(
             [(text(f"model_{name}"), name) for name in kinds],
             value="starter",
@@ -89,7 +94,7 @@ def source_of(kind: Any, repo: Any, folder: Any, studio: Studio) -> str:
     """
     if kind == "starter":
         return STARTER
-    if studio.settings.space_id:
+    if studio.settings.is_showcase:
         raise ModelError("page.space_only_starter")
     if kind == "folder":
         known = local_models(studio.settings)
@@ -100,6 +105,27 @@ def source_of(kind: Any, repo: Any, folder: Any, studio: Studio) -> str:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError("page.no_repo", repo=name or "–")
     return name
+
+
+def choice(source: str, studio: Studio) -> tuple[str, str, str | None]:
+    """Return the controls' values that name a source: kind, repository id, folder name."""
+    if source == STARTER:
+        return "starter", "", None
+    for name, path in local_models(studio.settings).items():
+        if str(path) == source:
+            return "folder", "", name
+    return "hub", source, None
+
+
+def show(source: str, studio: Studio, voice: Voice) -> list[Any]:
+    """Return the values of `ModelCard.shown` for a model; an unknown one is to be looked up."""
+    kind, repo, folder = choice(source, studio)
+    info = studio.known_model(source)
+    if info is None:
+        waiting = render.busy(voice(f"model_{kind}_next"))
+        return ["", kind, repo, folder, waiting, gr.Accordion(label=voice("card_model"), open=True)]
+    card = gr.Accordion(label=title(info, voice))
+    return [source, kind, repo, folder, render.model(info, voice), card]
 
 
 def title(info: ModelInfo, voice: Voice) -> str:

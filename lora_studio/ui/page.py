@@ -23,7 +23,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         title="LoRA Studio", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86_400)
     ) as page:
         head(door)
-        if studio.settings.space_id:
+        if studio.settings.space_id and studio.settings.is_showcase:
             _space_note(studio.settings.space_id)
         with gr.Tabs(selected=TRAIN, elem_id="tabs") as tabs:
             with gr.Tab(text("tab_train"), id=TRAIN, elem_id="tab-train"):
@@ -37,7 +37,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         def lead(request: gr.Request, run: Any) -> tuple[Any, Any]:
             return gr.Tabs(selected=COMPARE), compare.choices(request, str(run))
 
-        train.compare.click(lead, train.run, [tabs, compare.run], show_progress="hidden")
+        train.panel.compare.click(
+            lead, train.panel.run, [tabs, compare.run], show_progress="hidden"
+        )
     return page
 
 
@@ -48,6 +50,7 @@ def _space_note(space: str) -> None:
         gr.Button(
             text("space_duplicate"),
             link=f"https://huggingface.co/spaces/{space}?duplicate=true",
+            link_target="_blank",  # the page stands in a frame that huggingface.co may not fill
             size="sm",
             min_width=160,
             scale=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 
 # Read by gradio when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -60,6 +61,8 @@ def serve(settings: Settings, *, block: bool = True) -> gr.Blocks:
             prevent_thread_lock=True,
         )
         log.info("LoRA Studio is at %s", page.local_url)
+        if is_space:
+            threading.Thread(target=studio.fetch_starter, daemon=True).start()
         if block:
             page.block_thread()
     finally:

@@ -10,15 +10,30 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
+
+from lora_studio.runs.housekeeping import keep_newest
+from lora_studio.settings import Settings
 
 PREFIX_CHARS = 12
 
 
 class Shelf:
-    """One person's uploads: a folder per content, holding the file under its own name."""
+    """One person's uploads: a folder per content, holding the file under its own name.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where they lie.
+        most: How many contents are kept; a new one takes the place of the oldest. None keeps all.
+    """
+
+    def __init__(self, folder: Path, *, most: int | None = None) -> None:
         self._folder = folder
+        self._most = most
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the shelf of the person whose settings these are."""
+        return cls(settings.uploads, most=settings.most_uploads)
 
     def keep(self, file: Path) -> str:
         """Copy a file in, unless it is there already, and return its name on the shelf."""
@@ -31,6 +46,8 @@ class Shelf:
             partial = place / f".{file.name}.partial"
             shutil.copyfile(file, partial)
             partial.replace(target)
+            if self._most:
+                keep_newest(self._folder, self._most)
         return f"{digest}/{file.name}"
 
     def keep_text(self, text: str, name: str) -> str:

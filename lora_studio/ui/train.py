@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.errors import RecipeError, StudioError
 from lora_studio.models.accounting import count
 from lora_studio.models.description import ModelInfo
 from lora_studio.recipe import Recipe
@@ -21,12 +19,12 @@ from lora_studio.training.plan import WORTH_TRAINING_STEPS, total_steps
 from lora_studio.ui import adapter_card, data_card, model_card, numbers, render
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.live import live_view
+from lora_studio.ui.outgoing import fresh_folder, lend
+from lora_studio.ui.run_panel import RunPanel, run_choices, toast
 from lora_studio.ui.shelf import Shelf
 from lora_studio.ui.visitors import Door
 
 DRAFT_KEY = "lora-studio-draft"
-TICK_S = 1.5
 
 
 class TrainTab:
@@ -42,7 +40,7 @@ class TrainTab:
         studio = door.main
         # The key is fixed: a fresh one at every start would forget what is in the browser.
         self.draft = gr.BrowserState(None, storage_key=DRAFT_KEY, secret="lora-studio")  # noqa: S106
-        self._lay_out_run()
+        self.panel = RunPanel(door)
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 self.model = model_card.build(studio)
@@ -56,39 +54,9 @@ class TrainTab:
                 self._lay_out_sum()
         self._wire()
 
-    def _lay_out_run(self) -> None:
-        with gr.Row(elem_id="run-bar", visible=False, equal_height=True) as self.run_bar:
-            self.run = gr.Dropdown([], label=text("run"), scale=3, elem_id="run", min_width=200)
-            self.keep = gr.Button(
-                text("stop_keep"), visible=False, elem_id="stop-keep", min_width=120
-            )
-            self.discard = gr.Button(
-                text("stop_discard"), visible=False, elem_id="stop-discard", min_width=120
-            )
-            self.sure = gr.Button(
-                text("stop_sure"), visible=False, variant="stop", elem_id="stop-sure", min_width=120
-            )
-            self.compare = gr.Button(
-                text("compare_now"),
-                visible=False,
-                variant="primary",
-                elem_id="compare-now",
-                min_width=120,
-            )
-            self.download = gr.Button(
-                text("download"), visible=False, elem_id="download", min_width=120
-            )
-        self.file = gr.DownloadButton("", visible="hidden", elem_id="download-file")
-        self.live = live_view(self.door)
-        self.shown = gr.State("")
-        self.timer = gr.Timer(TICK_S)
-
     def _lay_out_sum(self) -> None:
-        with (
-            gr.Group(elem_classes="ls-card ls-sum", elem_id="sum"),
-            gr.Column(elem_classes="ls-pad"),
-        ):
-            gr.Markdown(text("your_run"), elem_classes="ls-title")
+        with gr.Column(elem_classes="ls-card ls-sum", elem_id="sum"):
+            gr.HTML(text("your_run"), elem_classes="ls-title")
             self.total = gr.HTML(elem_id="total")
             self.name = self.form.add(
                 "name",
@@ -120,7 +88,6 @@ class TrainTab:
         self._wire_model()
         self._wire_data()
         self._wire_sum()
-        self._wire_run()
 
     def _wire_model(self) -> None:
         card = self.model
@@ -148,11 +115,12 @@ class TrainTab:
             [card.files, card.pasted],
             show_progress="hidden",
         )
+        settings = [self.form.controls[path] for path in data_card.EXAMPLE_SETTINGS]
         for name, button in card.examples.items():
             button.click(
-                lambda name=name: [str(data_card.example(name))],
+                lambda name=name: self.take_example(name),
                 None,
-                card.files,
+                [card.files, *settings],
                 show_progress="hidden",
             )
         gr.on(
@@ -177,42 +145,15 @@ class TrainTab:
         self.start.click(
             self.begin,
             [self.model.token, *self._sum_inputs()],
-            [self.run_bar, self.run, self.said],
+            [self.panel.bar, self.panel.run, self.said],
             js="(...values) => { window.scrollTo({top: 0, behavior: 'smooth'}); return values; }",
         )
         self.save_recipe.click(self.write_recipe, self._sum_inputs(), self.recipe_file).then(
             None, js="() => document.querySelector('#recipe-file').click()"
         )
-        self.load_recipe.upload(
-            self.read_recipe,
-            self.load_recipe,
-            [self.model.source, self.data.files, self.said, *self.form.inputs],
-        )
-
-    def _wire_run(self) -> None:
-        self.run.change(
-            lambda run: run or "", self.run, self.live, show_progress="hidden", queue=False
-        )
-        buttons = [self.shown, self.keep, self.discard, self.sure, self.compare, self.download]
-        gr.on(
-            [self.timer.tick, self.run.change],
-            self.watch,
-            [self.run, self.shown],
-            buttons,
-            show_progress="hidden",
-            concurrency_limit=None,
-        )
-        self.keep.click(self.stop_keeping, self.run, None)
-        self.discard.click(
-            lambda: (gr.Button(visible=False), gr.Button(visible=True)),
-            None,
-            [self.discard, self.sure],
-            queue=False,
-        )
-        self.sure.click(self.stop_discarding, self.run, None)
-        self.download.click(self.pack, self.run, self.file).then(
-            None, js="() => document.querySelector('#download-file').click()"
-        )
+        loaded = [*self.model.shown, self.data.files, self.said, *self.form.inputs]
+        self.load_recipe.upload(self.read_recipe, self.load_recipe, loaded)
+        self.panel.reuse.click(self.reuse, self.panel.run, loaded, show_progress="hidden")
 
     # What the handlers need and change
 
@@ -234,7 +175,7 @@ class TrainTab:
         Raises:
             RecipeError: Naming everything that does not fit.
         """
-        files = Shelf(studio.settings.uploads).paths(names or [])
+        files = Shelf.of(studio.settings).paths(names or [])
         return self.form.recipe(values, source=str(source or ""), files=files)
 
     # Handlers
@@ -271,7 +212,7 @@ class TrainTab:
 
     def take_files(self, paths: list[str] | None, request: gr.Request) -> list[str]:
         """Keep uploaded files on the shelf; return their names there."""
-        shelf = Shelf(self.door.enter(request).settings.uploads)
+        shelf = Shelf.of(self.door.enter(request).settings)
         return [shelf.keep(Path(path)) for path in paths or []]
 
     def add_text(
@@ -282,9 +223,9 @@ class TrainTab:
         if not (pasted or "").strip():
             gr.Info(voice("paste_first"))
             return gr.skip(), gr.skip()
-        shelf = Shelf(studio.settings.uploads)
+        shelf = Shelf.of(studio.settings)
         name = shelf.keep_text(pasted, pasted_name(pasted))
-        return [*(paths or []), *shelf.paths([name])], ""
+        return [*(paths or []), *lend(shelf.paths([name]))], ""
 
     def preview(
         self, request: gr.Request, token: Any, source: Any, names: Any, found: Any, *values: Any
@@ -348,43 +289,6 @@ class TrainTab:
             return gr.skip(), gr.skip(), render.problem(error, voice)
         return gr.Row(visible=True), run_choices(studio, run), gr.skip()
 
-    def watch(self, run: Any, shown: Any, request: gr.Request) -> Any:
-        """Show the buttons that make sense for the run as it stands; change nothing if they do."""
-        studio = self.door.enter(request)
-        try:
-            history = studio.history(str(run)) if run else None
-        except RunError:
-            history = None
-        status = f"{run}:{history.status}" if history else ""
-        if status == shown:
-            return gr.skip()
-        over = history is None or history.is_over
-        usable = history is not None and over and history.folder.newest_adapter() is not None
-        busy = gr.Button(visible=not over)
-        return (
-            status,
-            busy,
-            busy,
-            gr.Button(visible=False),
-            gr.Button(visible=usable),
-            gr.Button(visible=usable),
-        )
-
-    def stop_keeping(self, run: Any, request: gr.Request) -> None:
-        """Stop at the next step and keep what was learned."""
-        self._stop(run, request, keep=True)
-
-    def stop_discarding(self, run: Any, request: gr.Request) -> None:
-        """End the run now."""
-        self._stop(run, request, keep=False)
-
-    def pack(self, run: Any, request: gr.Request) -> str:
-        """Zip the run's adapter for download."""
-        try:
-            return str(self.door.enter(request).archive(str(run), fresh_folder()))
-        except StudioError as error:
-            raise toast(error, request) from error
-
     def write_recipe(
         self, request: gr.Request, source: Any, names: Any, _: Any, *values: Any
     ) -> str:
@@ -398,38 +302,39 @@ class TrainTab:
         return str(file)
 
     def read_recipe(self, path: str, request: gr.Request) -> list[Any]:
-        """Show a recipe file's settings; its data files must be on the shelf or be added."""
-        voice, studio = Voice(request), self.door.enter(request)
+        """Show a recipe file's settings."""
         try:
             recipe = Recipe.from_yaml(Path(path).read_text(encoding="utf-8", errors="replace"))
         except StudioError as error:
             raise toast(error, request) from error
-        shelf = Shelf(studio.settings.uploads)
+        return self._shown(recipe, request)
+
+    def reuse(self, run: Any, request: gr.Request) -> list[Any]:
+        """Show the settings of a run, to change one and train again."""
+        try:
+            recipe = self.door.enter(request).history(str(run)).folder.read_recipe()
+        except StudioError as error:
+            raise toast(error, request) from error
+        return self._shown(recipe, request)
+
+    def _shown(self, recipe: Recipe, request: gr.Request) -> list[Any]:
+        """Return what the page shows for a recipe; files not on the shelf must be added."""
+        voice, studio = Voice(request), self.door.enter(request)
+        shelf = Shelf.of(studio.settings)
         names, absent = shelf.names(recipe.data.files)
-        said = (
-            render.note(voice("recipe_add_files", files=", ".join(absent)), "warn")
-            if absent
-            else ""
-        )
+        said = voice("recipe_add_files", files=", ".join(absent)) if absent else ""
         return [
-            *self.shown_values(studio, recipe, shelf.paths(names)),
-            said,
+            *model_card.show(recipe.model.source, studio, voice),
+            lend(shelf.paths(names)) or None,
+            render.note(said, "warn") if said else "",
             *self._values(studio, recipe),
         ]
-
-    def shown_values(self, studio: Studio, recipe: Recipe, files: list[str]) -> list[Any]:
-        """Return the model source and the file list for a recipe that came from outside."""
-        known = studio.known_model(recipe.model.source)
-        return [recipe.model.source if known else STARTER, files or None]
 
     def restore(self, draft: Any, request: gr.Request) -> list[Any]:
         """Fill the page when it is opened: the draft in this browser, and the run to show."""
         voice, studio = Voice(request), self.door.enter(request)
         recipe, names = read_draft(draft)
-        info = studio.known_model(recipe.model.source) or studio.known_model(STARTER)
-        assert info is not None  # noqa: S101 - the starter's description is shipped
-        recipe = replace(recipe, model=replace(recipe.model, source=info.source))
-        files = Shelf(studio.settings.uploads).paths(names)
+        files = lend(Shelf.of(studio.settings).paths(names))
         active = studio.active()
         runs = studio.runs()
         latest = active or (runs[0] if runs else None)
@@ -437,9 +342,7 @@ class TrainTab:
             gr.Row(visible=latest is not None),
             run_choices(studio, latest.folder.id if latest else None),
             latest.folder.id if latest else "",
-            info.source,
-            render.model(info, voice),
-            gr.Accordion(label=model_card.title(info, voice)),
+            *model_card.show(recipe.model.source, studio, voice),
             files or None,
             render.busy(voice("data_empty")) if not files else gr.skip(),
             *self._values(studio, recipe),
@@ -448,7 +351,7 @@ class TrainTab:
     def restored(self) -> list[Any]:
         """The components that `restore` fills."""
         return [
-            self.run_bar, self.run, self.live, self.model.source, self.model.info, self.model.card,
+            self.panel.bar, self.panel.run, self.panel.live, *self.model.shown,
             self.data.files, self.data.report, *self.form.inputs,
         ]  # fmt: skip
 
@@ -458,30 +361,19 @@ class TrainTab:
         info = studio.known_model(recipe.model.source) or studio.known_model(STARTER)
         return self.form.values(recipe, info.target_names if info else ())
 
-    def _stop(self, run: Any, request: gr.Request, *, keep: bool) -> None:
-        try:
-            self.door.enter(request).stop(str(run), keep=keep)
-        except StudioError as error:
-            raise toast(error, request) from error
-
     def _total(
         self, studio: Studio, recipe: Recipe, info: ModelInfo, found: Any, voice: Voice
     ) -> str:
-        rows = found["train_rows"] if found else None
         by_epochs = recipe.training.max_steps is None
+        known = bool(found) or not by_epochs
         return render.total(
             count(info, recipe.adapter),
-            steps=total_steps(recipe, rows) if rows or not by_epochs else None,
+            steps=total_steps(recipe, found["train_rows"] if found else 0) if known else None,
             epochs=recipe.training.num_train_epochs if by_epochs else None,
             precision=studio.precision(recipe),
             device=studio.hardware.device.upper(),
             voice=voice,
         )
-
-
-def run_choices(studio: Studio, chosen: str | None) -> Any:
-    """Return the run list, one of them chosen."""
-    return gr.Dropdown(choices=[history.folder.id for history in studio.runs()], value=chosen)
 
 
 def read_draft(draft: Any) -> tuple[Recipe, list[str]]:
@@ -500,13 +392,3 @@ def pasted_name(pasted: str) -> str:
     kind = "jsonl" if start.startswith("{") else "json" if start.startswith("[") else "txt"
     words = "-".join("".join(c if c.isalnum() else " " for c in start[:60]).split()[:4])
     return f"{words or 'pasted'}.{kind}"
-
-
-def fresh_folder() -> Path:
-    """Return a new temporary folder: downloads must lie in one."""
-    return Path(tempfile.mkdtemp(prefix="lora-studio-"))
-
-
-def toast(error: StudioError, request: gr.Request) -> gr.Error:
-    """Return an error as the page shows it: a sentence, no traceback."""
-    return gr.Error(escape(error.say(Voice(request).language)), print_exception=False)

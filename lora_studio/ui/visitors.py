@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 
@@ -11,6 +12,7 @@ from lora_studio.studio import Studio
 
 COOKIE = "lora_studio_visitor"
 _ID = re.compile(r"[0-9a-f]{32}")
+FOLDER_CHARS = SESSION_CHARS = 32
 
 
 def new_visitor() -> str:
@@ -39,6 +41,7 @@ class Door:
             return self.main
         cookie = request.cookies.get(COOKIE) if request else None
         if cookie and is_visitor(cookie):
-            return self.main.for_visitor(cookie)
-        session = str(request.session_hash) if request else ""
-        return self.main.for_visitor(f"tab-{re.sub(r'[^0-9a-z]', '', session)}")
+            # The cookie opens this studio; its folder's name stands in recipes and logs.
+            return self.main.for_visitor(hashlib.sha256(cookie.encode()).hexdigest()[:FOLDER_CHARS])
+        session = re.sub(r"[^0-9a-z]", "", str(request.session_hash) if request else "")
+        return self.main.for_visitor(f"tab-{session[:SESSION_CHARS]}")

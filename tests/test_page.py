@@ -1,0 +1,419 @@
+"""The page in a real browser: what a person does, and what they see."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import ROOT, App, Witness, chromium
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from lora_studio.models import starter
+from lora_studio.runs.process import is_running
+from lora_studio.settings import Settings
+from lora_studio.ui import numbers
+from lora_studio.ui.visitors import COOKIE as VISITOR
+from lora_studio.wording import say
+
+pytestmark = pytest.mark.ui
+
+STEPS = 8
+RESTAURANTS = ROOT.parent / "shared" / "data" / "e2e_valid.jsonl"
+EXAMPLE = ROOT / "assets" / "examples" / "lighthouse.jsonl"
+HEAVY = {"torch", "transformers", "tokenizers", "peft", "trl", "bitsandbytes", "accelerate"}
+LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
+# r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
+TINY_PER_RANK = 1024
+Visit = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, chromium(playwright) as opened:
+        yield opened
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness()
+
+
+@pytest.fixture
+def visit(browser: Browser, witness: Witness) -> Iterator[Visit]:
+    """Open the page; afterwards, say that it neither complained nor talked to strangers."""
+    contexts = []
+
+    def visit(app: App, *, locale: str = "en-US", beside: Page | None = None) -> Page:
+        if beside is None:
+            shape = {"width": 1360, "height": 1400}
+            contexts.append(browser.new_context(viewport=shape, locale=locale))
+        page = (beside.context if beside else contexts[-1]).new_page()
+        page.set_default_timeout(60_000)
+        witness.watch(page)
+        page.goto(app.url)
+        settle(page)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert witness.complaints == []
+    assert witness.strangers == []
+
+
+@pytest.fixture(scope="module")
+def tiny_app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app with a random two-layer Llama among its models."""
+    app = App(tmp_path_factory.mktemp("tiny-app"))
+    shutil.copytree(tiny_llama, app.home / "models" / "tiny")
+    try:
+        yield app.start()
+    finally:
+        app.end()
+
+
+@pytest.fixture
+def tiny(tiny_app: App, visit: Visit) -> Page:
+    """The page with the tiny model chosen."""
+    page = visit(tiny_app)
+    choose_tiny(page)
+    return page
+
+
+@pytest.fixture(scope="module")
+def starter_app(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app on the starter model."""
+    app = App(tmp_path_factory.mktemp("starter-app"))
+    model = starter.folder_of(Settings(home=starter_home))
+    (app.home / "models" / model.name).symlink_to(model)
+    try:
+        yield app.start()
+    finally:
+        app.end()
+
+
+def settle(page: Page) -> None:
+    """Wait until the page has been filled by the server."""
+    expect(page.locator("#total dd").first).to_be_visible(timeout=60_000)
+
+
+def unfold(page: Page, card: str) -> None:
+    button = page.locator(f"#{card} > button").first
+    if "open" not in (button.get_attribute("class") or ""):
+        button.click()
+
+
+def choose_tiny(page: Page) -> None:
+    unfold(page, "card-model")
+    page.get_by_label(say("page.model_folder"), exact=True).first.check()
+    page.locator("#model-folder input").click()
+    page.get_by_role("option", name="tiny").click()
+    expect(page.locator("#model-info")).to_contain_text("LlamaForCausalLM", timeout=60_000)
+
+
+def put(page: Page, setting: str, value: object) -> None:
+    box = page.locator(f"#{setting} input:not([type=range]), #{setting} textarea").first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def value(page: Page, setting: str) -> str:
+    return page.locator(f"#{setting} input:not([type=range])").first.input_value()
+
+
+def add(page: Page, *files: Path) -> None:
+    page.set_input_files("#data-files input[type=file]", files)
+    expect(page.locator(".ls-strip")).to_be_visible(timeout=60_000)
+
+
+def learns(page: Page, rank: int) -> None:
+    """See that the sum counts what an adapter of this rank learns."""
+    shown = numbers.count(TINY_PER_RANK * rank)
+    expect(page.locator("#total dd").first).to_contain_text(f"{shown} ")
+
+
+def start(page: Page, *, name: str, steps: int) -> None:
+    put(page, "run-name", name)
+    put(page, "max-steps", steps)
+    expect(page.locator("#total")).to_contain_text(f"{steps:,}")
+    expect(page.locator("#start")).to_be_enabled()
+    page.click("#start")
+
+
+def points_of(page: Page) -> int:
+    """Wait for the loss curve; return how many points it has."""
+    curve = "document.querySelector('#live .plot.loss').data?.[0].x.length"
+    expect(page.locator("#live .plots")).to_be_visible(timeout=120_000)
+    page.wait_for_function(f"{curve} > 0")
+    return page.evaluate(curve)
+
+
+def state(page: Page) -> str:
+    return page.inner_text("#live .state")
+
+
+def step_of(page: Page) -> int:
+    found = re.search(r"step ([\d,]+) of", state(page))
+    return int(found.group(1).replace(",", "")) if found else 0
+
+
+def test_the_sum_follows_the_settings_and_says_why_a_run_cannot_start(tiny: Page, pairs: Path):
+    learns(tiny, 16)
+    expect(tiny.locator("#start")).to_be_disabled()
+    expect(tiny.locator("#said")).to_have_text(say("page.start_needs_data"))
+
+    add(tiny, pairs)
+    expect(tiny.locator("#start")).to_be_enabled()
+    put(tiny, "r", 32)
+    learns(tiny, 32)
+
+    for box in tiny.locator("#target-modules input[type=checkbox]").all():
+        box.uncheck()
+    expect(tiny.locator("#said")).to_contain_text(say("recipe.no_target_modules"))
+    expect(tiny.locator("#start")).to_be_disabled()
+
+
+def test_a_draft_survives_a_reload_and_a_recipe_comes_back_as_it_went(
+    tiny: Page, pairs: Path, tmp_path: Path
+):
+    add(tiny, pairs)
+    put(tiny, "learning-rate", 0.0007)
+    put(tiny, "r", 24)
+    learns(tiny, 24)
+    tiny.wait_for_timeout(500)
+
+    tiny.reload()
+    settle(tiny)
+    expect(tiny.locator(".ls-strip")).to_contain_text("20")
+    expect(tiny.locator("#data-files")).to_contain_text("pairs")
+    learns(tiny, 24)
+    assert (value(tiny, "r"), float(value(tiny, "learning-rate"))) == ("24", 0.0007)
+
+    with tiny.expect_download() as saving:
+        tiny.click("#recipe-save")
+    file = tmp_path / "recipe.yaml"
+    saving.value.save_as(file)
+    saved = yaml.safe_load(file.read_text())
+    assert (saved["adapter"]["r"], saved["training"]["learning_rate"]) == (24, 0.0007)
+    put(tiny, "r", 8)
+    put(tiny, "learning-rate", 0.001)
+    learns(tiny, 8)
+    with tiny.expect_file_chooser() as choosing:
+        tiny.click("#recipe-load")
+    choosing.value.set_files(file)
+    learns(tiny, 24)
+    assert (value(tiny, "r"), float(value(tiny, "learning-rate"))) == ("24", 0.0007)
+
+
+def test_what_cannot_be_read_is_a_sentence_on_the_page(tiny: Page, tiny_app: App):
+    binary = bytes(range(256)) * 40
+    cases = {
+        "empty.txt": (b"", say("data.empty_file", file="empty.txt")),
+        "broken.jsonl": (
+            b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", \n',
+            say("data.broken_json", file="broken.jsonl", line=2),
+        ),
+        "binary.txt": (binary, say("data.binary_file", file="binary.txt")),
+    }
+    for name, (content, sentence) in cases.items():
+        file = {"name": name, "mimeType": "text/plain", "buffer": content}
+        tiny.set_input_files("#data-files input[type=file]", [file])
+        expect(tiny.locator("#data-report")).to_contain_text(sentence, timeout=60_000)
+        expect(tiny.locator("#start")).to_be_disabled()
+        tiny.locator("#data-files").get_by_label("Clear").click()
+        expect(tiny.locator("#data-report")).to_contain_text(say("page.data_empty"))
+    assert "Traceback" not in tiny_app.log.read_text()
+
+
+def test_a_file_of_an_unknown_kind_is_refused_in_words(tiny: Page):
+    file = {"name": "notes.docx", "mimeType": "application/msword", "buffer": b"PK"}
+    tiny.set_input_files("#data-files input[type=file]", [file])
+    expect(tiny.locator("body")).to_contain_text(".jsonl")
+    expect(tiny.get_by_test_id("toast-body").first).to_be_visible()
+
+
+def test_a_hub_id_that_cannot_be_reached_is_a_sentence(tiny: Page):
+    tiny.get_by_label(say("page.model_hub"), exact=True).first.check()
+    expect(tiny.locator("#model-info")).to_contain_text(say("page.model_hub_next"))
+    put(tiny, "model-repo", "nobody/nothing-at-all")
+    tiny.click("#model-look")
+    sentence = say("model.no_network", source="nobody/nothing-at-all")
+    expect(tiny.locator("#model-info")).to_contain_text(sentence, timeout=60_000)
+    put(tiny, "model-repo", "../../etc/passwd")
+    tiny.click("#model-look")
+    expect(tiny.locator("#model-info")).to_contain_text(
+        say("page.no_repo", repo="../../etc/passwd")
+    )
+
+
+def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
+    tiny: Page, tiny_app: App, visit: Visit, witness: Witness, pairs: Path, tmp_path: Path
+):
+    add(tiny, pairs)
+    start(tiny, name="Long walk", steps=1_000_000)
+    assert points_of(tiny) > 0
+    assert tiny.inner_text("#live .name") == "long-walk-1"
+
+    tiny.click("#start")
+    expect(tiny.locator("#said")).to_contain_text(say("run.busy_training", run="long-walk-1"))
+
+    tiny_app.kill()
+    expect(tiny.locator("#live .state")).to_have_text(say("page.live_reconnecting"))
+    assert is_running(tiny_app.run("long-walk-1").process)
+    tiny.context.close()
+    witness.complaints.clear()  # a server that is gone is an error in any browser's console
+    tiny_app.start()
+
+    found = visit(tiny_app)
+    assert points_of(found) > 0
+    assert found.inner_text("#live .name") == "long-walk-1"
+    before = step_of(found)
+    found.wait_for_function(
+        "before => +document.querySelector('#live .state').innerText"
+        ".match(/step ([\\d,]+) of/)[1].replaceAll(',', '') > before",
+        arg=before,
+    )
+
+    found.click("#stop-keep")
+    expect(found.locator("#live .state")).to_contain_text("what it learned is kept")
+    with found.expect_download() as packing:
+        found.click("#download")
+    archive = tmp_path / "adapter.zip"
+    packing.value.save_as(archive)
+    assert packing.value.suggested_filename == "long-walk-1.zip"
+    names = {Path(name).name for name in zipfile.ZipFile(archive).namelist()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= names
+
+
+def test_a_discarded_run_leaves_no_adapter(tiny: Page, tiny_app: App, pairs: Path):
+    add(tiny, pairs)
+    start(tiny, name="Not this one", steps=1_000_000)
+    expect(tiny.locator("#live .name")).to_have_text("not-this-one-1")
+    tiny.click("#stop-discard")
+    tiny.click("#stop-sure")
+    expect(tiny.locator("#live .state")).to_have_text(say("page.status_stopped"))
+    expect(tiny.locator("#compare-now")).to_be_hidden()
+    folder = tiny_app.run("not-this-one-1")
+    assert not is_running(folder.process)
+    assert not folder.adapter.exists()
+
+
+def words(page: Page) -> str:
+    """Return everything that can be read or heard on the page, in single spaces."""
+    read = page.evaluate(
+        """() => [document.body.innerText, ...[...document.querySelectorAll('*')].flatMap((node) =>
+            ['placeholder', 'aria-label', 'title'].map((name) => node.getAttribute(name) || ''))
+        ].join(' ')"""
+    )
+    return " ".join(read.split())
+
+
+@pytest.mark.parametrize(("locale", "language"), [("ko-KR", "ko"), ("en-US", "en")])
+def test_every_text_speaks_the_browsers_language(
+    tiny_app: App, visit: Visit, locale: str, language: str
+):
+    page = visit(tiny_app, locale=locale)
+    for card in ("card-model", "card-data", "card-adapter", "card-training", "card-prompts"):
+        unfold(page, card)
+    for kind in ("hub", "folder"):
+        page.get_by_label(say(f"page.model_{kind}", language), exact=True).first.check()
+    expect(page.locator("#model-info")).to_contain_text(say("page.model_folder_next", language))
+    read = words(page)
+    page.get_by_role("tab", name=say("page.tab_compare", language)).click()
+    page.locator("#compare-more > button").click()
+    expect(page.locator("#question")).to_be_visible()
+    expect(page.locator("#max-new-tokens")).to_be_visible()
+    read += words(page)
+    for key in ("tab_train", "target_modules", "start", "question_hint", "temperature_why"):
+        assert say(f"page.{key}", language) in read
+    assert not re.findall(r"__i18n__|\b(?:page|help)\.[a-z_]+", read)
+    if language == "ko":
+        for key in ("start", "start_needs_data", "data_add", "r"):
+            assert say(f"page.{key}", "en") not in read
+
+
+def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit):
+    page = visit(tiny_app, locale="ko-KR")
+    expect(page.locator("#start")).to_have_text(say("page.start", "ko"))
+    with page.expect_navigation():
+        page.select_option("#head .language", "en")
+    expect(page.locator("#start")).to_have_text(say("page.start"))
+    expect(page.locator("#said")).to_contain_text(say("page.start_needs_data"))
+    page.reload()
+    expect(page.locator("#start")).to_have_text(say("page.start"))
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+GROWTH = """() => {
+  window.grown = { base: [], adapter: [] };
+  window.setInterval(() => {
+    for (const side of ['base', 'adapter']) {
+      const said = [...document.querySelectorAll(`#${side}-chat [data-testid=bot]`)].at(-1);
+      const length = said ? said.innerText.length : 0, seen = window.grown[side];
+      if (length > (seen.at(-1) || 0)) seen.push(length);
+    }
+  }, 40);
+}"""
+
+
+def answer(page: Page, side: str) -> str:
+    return page.locator(f"#{side}-chat [data-testid=bot]").last.inner_text().strip()
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
+    starter_app: App, visit: Visit
+):
+    data = RESTAURANTS if RESTAURANTS.exists() else EXAMPLE
+    page = visit(starter_app)
+    before = starter_app.imported()
+
+    add(page, data)
+    rows = sum(1 for _ in data.open(encoding="utf-8"))
+    expect(page.locator(".ls-strip")).to_contain_text(f"{rows:,}")
+    for style in ("m", "t", "e"):
+        expect(page.locator(f".ls-tokens .{style}").first).to_be_visible()
+    put(page, "learning-rate", 0.001)
+    start(page, name="First flight", steps=STEPS)
+
+    assert points_of(page) > 0
+    page.reload()
+    assert points_of(page) > 0
+    beside = visit(starter_app, beside=page)
+    assert points_of(beside) > 0
+    assert page.inner_text("#live .name") == beside.inner_text("#live .name") == "first-flight-1"
+    beside.close()
+    expect(page.locator("#live .state")).to_contain_text("Finished.", timeout=240_000)
+    assert points_of(page) == STEPS
+
+    page.click("#compare-now")
+    expect(page.locator("#compare-run input")).to_have_value("first-flight-1")
+    page.evaluate(GROWTH)
+    put(page, "question", "name : Zizzi | Type : pub | area : riverside")
+    page.click("#send")
+    for side in ("base", "adapter"):
+        expect(page.locator(f"#{side}-rate")).to_contain_text("tokens/s", timeout=180_000)
+    answers = {side: answer(page, side) for side in ("base", "adapter")}
+    assert all(answers.values())
+    assert answers["base"] != answers["adapter"]
+    grown = page.evaluate("window.grown")
+    assert min(len(lengths) for lengths in grown.values()) > 2
+
+    put(page, "question", "Tell me a very long story.")
+    page.click("#send")
+    expect(page.locator("#base-chat [data-testid=user]")).to_have_count(2)
+    expect(page.locator("#base-chat [data-testid=bot]")).to_have_count(2, timeout=60_000)
+    page.click("#stop")
+    expect(page.locator("#base-rate")).to_contain_text("stopped", timeout=30_000)
+    expect(page.locator("#send")).to_be_enabled()
+
+    assert not (before | starter_app.imported()) & HEAVY
+    assert not [name for name in LIBRARIES if name in starter_app.mapped()]
+    assert "Traceback" not in starter_app.log.read_text()

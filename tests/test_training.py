@@ -1,0 +1,540 @@
+"""What the field takes for granted of a training, held against the library's own arithmetic."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lora_studio.data.encoding import IGNORE_INDEX
+from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.models.loading import load_model
+from lora_studio.recipe import Recipe
+from lora_studio.runs.events import EventWriter, read_events
+from lora_studio.runs.folder import RunFolder, create
+from lora_studio.settings import Settings
+from lora_studio.training.failures import NotFiniteError, explain
+from lora_studio.training.plan import total_steps
+from lora_studio.training.reporting import Reporter
+from lora_studio.training.session import Session
+
+# PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+Event = dict[str, Any]
+
+
+class Run:
+    """A training built in this process, with its folder and its events."""
+
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.folder = folder
+        self.stages: list[str] = []
+        self.writer = EventWriter(folder.events)
+        self.session = Session(
+            folder.read_recipe(), settings, lambda stage, *_: self.stages.append(stage)
+        )
+        self.reporter: Reporter = self.session.build(folder, self.writer)
+        self.trainer = self.session._trainer
+        self.model = self.trainer.model
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.folder.events)[0] if event["event"] == kind]
+
+    def losses(self) -> list[float]:
+        return [event["loss"] for event in self.events("step")]
+
+    def batch(self, rows: slice) -> dict[str, torch.Tensor]:
+        return self.trainer.data_collator(
+            [self.trainer.train_dataset[at] for at in range(*rows.indices(20))]
+        )
+
+
+Build = Callable[..., Run]
+
+
+@pytest.fixture
+def build(settings: Settings, pairs: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[Build]:
+    """Build a run over the twenty uneven pairs; settings are given as on the command line."""
+    writers = []
+
+    def make(*changes: str, model: Path = tiny_llama, data: Path = pairs, **about: Any) -> Run:
+        base = {
+            "name": "test",
+            "model": {"source": str(model)},
+            "precision": "fp32",
+            "data": {"files": [str(data)], "eval_fraction": 0.2},
+            "adapter": {"r": 4, "lora_alpha": 8},
+            "training": {"max_steps": 4, "learning_rate": 0.01, "warmup_ratio": 0},
+        }
+        recipe = Recipe.from_dict(base).changed(changes)
+        run = Run(create(tmp_path / "runs", replace(recipe, **about)), settings)
+        writers.append(run.writer)
+        return run
+
+    yield make
+    for writer in writers:
+        writer.close()
+
+
+def wake(model: Any, seed: int = 1) -> None:
+    """Give B values, so that every adapter weight has a gradient."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+# The loss
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+def test_our_loss_and_its_gradients_are_those_of_the_library(
+    build: Build, model: str, request: pytest.FixtureRequest
+) -> None:
+    run = build(model=request.getfixturevalue(model))
+    wake(run.model)
+    run.model.train()
+    for module in run.model.modules():  # GPT-2 drops out by itself
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = run.batch(slice(0, 5))
+    assert len({int(row.sum()) for row in batch["attention_mask"]}) > 1, "rows are to be uneven"
+    ours = run.trainer.compute_loss(run.model, dict(batch))
+    ours_gradients = gradients(run.model, ours)
+    theirs = run.model(**batch).loss
+    theirs_gradients = gradients(run.model, theirs)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert ours_gradients.keys() == theirs_gradients.keys() != set()
+    for name, gradient in theirs_gradients.items():
+        torch.testing.assert_close(ours_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_in_parts_adds_up_to_the_whole(build: Build) -> None:
+    run = build()
+    wake(run.model)
+    run.model.train()
+    whole = run.batch(slice(0, 6))
+    count = (whole["labels"][:, 1:] != IGNORE_INDEX).sum()
+    parts = [run.batch(slice(0, 1)), run.batch(slice(1, 4)), run.batch(slice(4, 6))]
+    loss = run.trainer.compute_loss(run.model, dict(whole), num_items_in_batch=count)
+    summed = sum(
+        run.trainer.compute_loss(run.model, dict(part), num_items_in_batch=count) for part in parts
+    )
+    assert isinstance(summed, torch.Tensor)
+    assert summed.item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_a_masked_token_is_never_an_answer(build: Build) -> None:
+    """The scores at positions before a masked token get no gradient, those before others do."""
+    run = build()
+    run.model.train()
+    batch = run.batch(slice(0, 3))
+    seen: list[torch.Tensor] = []
+
+    def keep(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        inputs[0].retain_grad()
+        seen.append(inputs[0])
+
+    wake(run.model)
+    # Registered before the loss's own hook, so that it sees every position.
+    hook = run.model.get_output_embeddings().register_forward_pre_hook(keep)
+    run.trainer.compute_loss(run.model, dict(batch)).backward()
+    hook.remove()
+    gradient = seen[0].grad
+    assert gradient is not None
+    scored = batch["labels"][:, 1:] != IGNORE_INDEX
+    touched = gradient.abs().sum(-1) > 0
+    assert torch.equal(touched[:, :-1], scored)
+    assert not touched[:, -1].any()
+
+
+def test_what_stands_under_the_mask_or_in_the_padding_does_not_matter(build: Build) -> None:
+    run = build()
+    wake(run.model)
+    batch = run.batch(slice(0, 4))
+    expected = run.trainer.compute_loss(run.model, dict(batch)).item()
+    other = dict(batch)
+    other["input_ids"] = torch.where(
+        batch["attention_mask"].bool(), batch["input_ids"], torch.tensor(7)
+    )
+    assert run.trainer.compute_loss(run.model, other).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_batch_without_a_trained_token_is_a_finite_zero(build: Build) -> None:
+    run = build()
+    run.model.train()
+    batch = run.batch(slice(0, 2))
+    batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
+    loss = run.trainer.compute_loss(run.model, batch)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_the_held_out_loss_is_the_mean_over_tokens(build: Build) -> None:
+    run = build("training.per_device_train_batch_size=3")
+    wake(run.model)
+    measured = run.trainer.evaluate()["eval_loss"]
+    total = count = 0.0
+    run.model.eval()
+    for at in range(len(run.trainer.eval_dataset)):
+        row = run.trainer.data_collator([run.trainer.eval_dataset[at]])
+        with torch.no_grad():
+            logits = run.model(row["input_ids"]).logits[0, :-1]
+        labels = row["labels"][0, 1:]
+        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != IGNORE_INDEX).sum())
+    assert len(run.trainer.eval_dataset) == 4, "the last batch is to be smaller"
+    assert measured == pytest.approx(total / count, abs=1e-5)
+    (event,) = run.events("eval")
+    assert event["loss"] == pytest.approx(measured)
+    assert event["perplexity"] == pytest.approx(math.exp(measured))
+
+
+# The curve
+
+
+def test_one_recipe_and_seed_give_one_loss_curve_and_another_seed_another(build: Build) -> None:
+    curves = []
+    for seed in (1, 1, 2):
+        run = build(f"seed={seed}", "adapter.lora_dropout=0.1")
+        run.session.train()
+        curves.append(run.losses())
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 4
+    assert curves[0] != curves[2]
+
+
+def test_a_batch_of_four_is_four_batches_of_one(build: Build) -> None:
+    curves = []
+    for batch, parts in ((4, 1), (1, 4), (2, 2)):
+        run = build(
+            f"training.per_device_train_batch_size={batch}",
+            f"training.gradient_accumulation_steps={parts}",
+            "training.max_steps=null",
+            "training.num_train_epochs=2",
+        )
+        run.session.train()
+        curves.append(run.losses())
+    assert len(curves[0]) == 8
+    assert curves[1] == pytest.approx(curves[0], abs=2e-4)
+    assert curves[2] == pytest.approx(curves[0], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "parts", "epochs"),
+    [(16, 4, 1, 1), (16, 3, 2, 1), (17, 4, 1, 0.4), (16, 5, 3, 2.5), (4, 4, 8, 1)],
+)
+def test_the_number_of_steps_is_the_one_that_the_trainer_takes(
+    build: Build, rows: int, batch: int, parts: int, epochs: float, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"p{at}", "completion": "c"}) for at in range(rows)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    run = build(
+        f"training.per_device_train_batch_size={batch}",
+        f"training.gradient_accumulation_steps={parts}",
+        f"training.num_train_epochs={epochs}",
+        "training.max_steps=null",
+        "data.eval_fraction=0",
+        data=file,
+    )
+    promised = total_steps(run.folder.read_recipe(), rows)
+    loader = run.trainer.get_train_dataloader()
+    assert run.trainer.set_initial_training_values(run.trainer.args, loader)[-1] == promised
+    assert run.events("started")[0]["total_steps"] == promised
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "rates"),
+    [
+        (0, 2, [1, 1]),
+        (0.5, 4, [0, 0.5, 1, 1]),
+        (0.03, 4, [0, 1, 1, 1]),
+        (1, 3, [0, 0.5, 1]),
+        (0.03, 1, [1]),
+    ],
+)
+def test_the_rate_rises_from_zero_as_in_transformers_but_never_to_the_very_end(
+    build: Build, ratio: float, steps: int, rates: list[float]
+) -> None:
+    run = build(
+        f"training.warmup_ratio={ratio}",
+        f"training.max_steps={steps}",
+        "training.lr_scheduler_type=constant_with_warmup",
+        "training.learning_rate=1",
+    )
+    args = run.trainer.args
+    run.trainer.create_optimizer_and_scheduler(steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(run.trainer.lr_scheduler.get_last_lr()[0])
+        run.trainer.optimizer.step()
+        run.trainer.lr_scheduler.step()
+    assert seen == pytest.approx(rates)
+    assert args.get_warmup_steps(steps) == min(math.ceil(steps * ratio), steps - 1)
+
+
+# The adapter
+
+
+def test_an_adapter_at_its_start_changes_nothing(build: Build, tiny_llama: Path) -> None:
+    run = build()
+    run.model.eval()
+    ids = run.batch(slice(0, 1))["input_ids"]
+    base = load_model(tiny_llama, "fp32", "cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(run.model(ids).logits, base(ids).logits)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+def test_what_is_saved_and_loaded_by_plain_peft_is_what_was_trained(
+    build: Build, model: str, bias: str, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(model)
+    run = build(f"adapter.bias={bias}", "training.learning_rate=0.05", model=source)
+    run.session.train()
+    adapter = run.session.save(run.folder)
+    ids = run.batch(slice(0, 1))["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    untouched = base(ids).logits.detach()
+    again = PeftModel.from_pretrained(base, adapter)
+    run.model.eval()
+    with torch.no_grad():
+        live, loaded = run.model(ids).logits, again(ids).logits
+    torch.testing.assert_close(loaded, live, atol=1e-5, rtol=1e-5)
+    assert (live - untouched).abs().max() > 1e-3
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["fan_in_fan_out"] is (model == "tiny_gpt2")
+    assert config["base_model_name_or_path"] == str(source)
+    trained = {
+        name for name, parameter in run.model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    }  # fmt: skip
+    assert bool(trained) is (bias != "none" and model == "tiny_gpt2")
+    assert all(name.endswith("bias") for name in trained)
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_quantised_weights_train_on_a_processor_under_an_adapter_in_32_bit(
+    build: Build, precision: str
+) -> None:
+    run = build(f"precision={precision}", "training.max_steps=12", "training.learning_rate=0.03")
+    adapter = {
+        name: parameter.dtype
+        for name, parameter in run.model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert set(adapter.values()) == {torch.float32}
+    run.session.train()
+    losses = run.losses()
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.2
+
+
+def test_the_trained_parameters_are_as_many_as_announced(build: Build) -> None:
+    run = build("adapter.target_modules=[q_proj, down_proj]", "adapter.use_rslora=true")
+    (plan,) = run.events("started")
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    assert plan["trainable_parameters"] == trainable == 2 * 4 * ((32 + 32) + (64 + 32))
+    assert plan["target_modules"] == ["q_proj", "down_proj"]
+    scaling = {
+        module.scaling["default"] for module in run.model.modules() if hasattr(module, "scaling")
+    }
+    assert scaling == {8 / math.sqrt(4)}
+
+
+# What a person sees
+
+
+def test_a_run_tells_all_it_does(build: Build) -> None:
+    run = build("training.eval_steps=2", prompts=("name : Zizzi | area : harbour", "Who?"))
+    run.session.train()
+    kinds = [event["event"] for event in read_events(run.folder.events)[0]]
+    assert kinds[0] == "started"
+    assert [event["step"] for event in run.events("step")] == [1, 2, 3, 4]
+    assert [event["step"] for event in run.events("eval")] == [0, 2, 4]
+    assert [(event["step"], event["prompt"]) for event in run.events("sample")] == [
+        (step, prompt) for step in (0, 2, 4) for prompt in ("name : Zizzi | area : harbour", "Who?")
+    ]
+    last = run.events("step")[-1]
+    assert last["epoch"] == pytest.approx(1)
+    assert last["tokens_seen"] == sum(len(row["input_ids"]) for row in run.trainer.train_dataset)
+    assert last["learning_rate"] > 0
+    assert last["grad_norm"] > 0
+    assert last["tokens_per_s"] > 0
+    assert last["memory_bytes"] > 1e7
+    assert last["seconds_left"] == 0
+    assert run.folder.checkpoint_steps() == [2, 4]
+    assert run.stages == ["tokenize", *["tokenize"] * run.stages[1:].count("tokenize"), "load"]
+
+
+def test_a_checkpoint_is_an_adapter_that_asks_the_hub_for_nothing(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft.utils.save_and_load as peft_saving
+
+    run = build("training.max_steps=1", "adapter.target_modules=[q_proj]")
+    run.model.peft_config["default"].base_model_name_or_path = "owner/name"
+    monkeypatch.setattr(peft_saving, "check_file_exists_on_hf_hub", pytest.fail)
+    run.session.train()
+    place = run.folder.newest_adapter()
+    assert place is not None
+    names = {file.name for file in place.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert AutoTokenizer.from_pretrained(place).chat_template
+    assert not names & {"training_args.bin", "adapter_model.bin"}
+
+
+def test_plain_text_is_continued_and_not_asked(
+    build: Build, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("\n\n".join(f"The keeper of light {n} walks." for n in range(30)), "utf-8")
+    run = build("data.max_length=24", "training.max_steps=1", model=tiny_gpt2, data=text)
+    run.session.train()
+    prompts = {event["prompt"] for event in run.events("sample")}
+    assert prompts
+    assert run.reporter._questions == {prompt: prompt for prompt in prompts}
+    assert run.events("started")[0]["format"] == "text"
+
+
+def test_a_try_out_prompt_beyond_the_models_reach_is_left_out(build: Build) -> None:
+    run = build(prompts=("fox " * 600, "Who?"))
+    assert list(run.reporter._questions) == ["Who?"]
+
+
+# What cannot work
+
+
+def test_all_that_does_not_fit_the_data_or_the_model_is_said_at_once(
+    build: Build, tmp_path: Path
+) -> None:
+    file = tmp_path / "long.jsonl"
+    row = {"prompt": "fox " * 900, "completion": "dog " * 400}
+    file.write_text("\n".join([json.dumps(row)] * 3), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        build("data.max_length=4096", data=file)
+    keys = [problem.key for problem in caught.value.problems]
+    assert keys == ["training.rows_under_batch", "training.over_context"]
+    assert "at most 512" in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(build: Build) -> None:
+    run = build("training.max_steps=3")
+    wake(run.model)
+    for parameter in run.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.fill_(float("nan"))
+    run.trainer.eval_dataset = None
+    with pytest.raises(NotFiniteError):
+        run.session.train()
+    (step,) = run.events("step")
+    assert step["loss"] is None
+    assert "loss" in step["not_finite"]
+
+
+@pytest.mark.parametrize(
+    ("error", "key", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "training.out_of_memory", "batch size 4"),
+        (MemoryError(), "training.out_of_memory", "max length 512"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+         "training.out_of_memory", "r = 16"),
+        (OSError(errno.ENOSPC, "No space left on device"), "training.disk_full", "Free some space"),
+        (NotFiniteError(), "training.diverged", "0.0002"),
+        (RuntimeError("shapes\nTraceback: x"), "training.unexpected", "RuntimeError: shapes."),
+        (KeyError(), "training.unexpected", "KeyError: KeyError"),
+        (RunError("training.disk_full"), "training.disk_full", "full"),
+    ],
+)  # fmt: skip
+def test_an_exception_is_a_sentence(error: BaseException, key: str, words: str) -> None:
+    found = explain(error, Recipe())
+    assert isinstance(found, StudioError)
+    assert found.key == key
+    assert words in str(found)
+    assert "\n" not in str(found)
+    assert found.say("ko") != str(found)
+
+
+# Stopping
+
+
+class StopAfter:
+    """A stop flag that appears after it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def exists(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(build: Build) -> None:
+    run = build("training.per_device_train_batch_size=1", "data.eval_fraction=0.5")
+    batches = 0
+    score = run.trainer.compute_loss
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return score(*args, **kwargs)
+
+    run.trainer.compute_loss = counted
+    run.reporter._stop = StopAfter(3)  # type: ignore[assignment]
+    run.session.train()
+    assert batches == 3
+    assert run.session.steps == 0
+    assert not run.events("eval")
+    assert not run.events("step")
+
+
+def test_a_stop_gives_up_a_step_that_still_gathers_batches(build: Build) -> None:
+    run = build(
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=4",
+        "data.eval_fraction=0",
+    )
+    run.reporter._questions = {}
+    # One look at the step's beginning, one after each batch but the last, one at its end.
+    run.reporter._stop = StopAfter(5 + 2)  # type: ignore[assignment]
+    run.session.train()
+    assert run.session.steps == 1
+    assert len(run.events("step")) == 1
+
+
+def test_an_answer_cut_short_by_a_stop_is_not_shown(build: Build) -> None:
+    run = build("data.eval_fraction=0", prompts=("Who?",))
+    run.reporter._stop = StopAfter(2)  # type: ignore[assignment]
+    run.session.train()
+    assert not run.events("sample")
+    assert run.session.steps == 0
+
+
+def test_time_that_is_up_ends_a_run_and_keeps_what_it_has(build: Build) -> None:
+    run = build("training.max_steps=50")
+    run.reporter._max_training_s = 0
+    run.session.train()
+    assert run.reporter.timed_out
+    assert run.session.steps == 1
