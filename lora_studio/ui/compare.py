@@ -123,9 +123,13 @@ class CompareTab:
             self.note,
         ]
         gr.on(
-            [self.clear.click, self.run.change], lambda: ([], [], "", "", [], [], ""), None, fresh,
-            show_progress="hidden", queue=False,
-        )  # fmt: skip
+            [self.clear.click, self.run.change, self.base.clear, self.adapter.clear],
+            lambda: ([], [], "", "", [], [], ""),
+            None,
+            fresh,
+            show_progress="hidden",
+            queue=False,
+        )
         self.run.change(self.describe, self.run, [self.adapter, self.mode], show_progress="hidden")
 
     # Handlers
@@ -177,13 +181,7 @@ class CompareTab:
         busy = (gr.Button(interactive=False), gr.Button(interactive=True))
         yield *talk.shown(voice), "", *busy, render.busy(voice("compare_loading"))
         try:
-            sampling = Sampling(
-                greedy=not temperature,
-                temperature=float(temperature or 1),
-                top_p=float(top_p),
-                max_new_tokens=int(tokens),
-                seed=int(seed or 0),
-            )
+            sampling = sampling_of(temperature, top_p=top_p, tokens=tokens, seed=seed)
             for note in talk.follow(studio.ask(str(run), talk.panes(str(run)), sampling), voice):
                 yield *talk.shown(voice), gr.skip(), *busy, note
         except StudioError as error:
@@ -191,6 +189,24 @@ class CompareTab:
             yield *talk.shown(voice), question, *idle, render.problem(error, voice)
             return
         yield *talk.shown(voice), gr.skip(), *idle, talk.note
+
+
+def sampling_of(temperature: Any, *, top_p: Any, tokens: Any, seed: Any) -> Sampling:
+    """Return how to pick tokens from the controls' values; temperature 0 is greedy.
+
+    Raises:
+        StudioError: If a value is no number or out of range.
+    """
+    try:
+        return Sampling(
+            greedy=not temperature,
+            temperature=float(temperature or 1),
+            top_p=float(top_p),
+            max_new_tokens=int(tokens),
+            seed=int(seed or 0),
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StudioError("page.not_numbers") from error
 
 
 class Talk:

@@ -215,6 +215,11 @@ class TrainTab:
         shelf = Shelf.of(self.door.enter(request).settings)
         return [shelf.keep(Path(path)) for path in paths or []]
 
+    def take_example(self, name: str) -> list[Any]:
+        """Choose a shipped example, with settings that show an effect on so few rows."""
+        files = lend([str(data_card.example(name))])
+        return [files, *data_card.EXAMPLE_SETTINGS.values()]
+
     def add_text(
         self, pasted: str, paths: list[str] | None, request: gr.Request
     ) -> tuple[Any, Any]:
