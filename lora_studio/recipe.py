@@ -86,7 +86,7 @@ class TrainingSpec:
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     warmup_ratio: float = 0.03
-    """Share of the steps over which the learning rate rises, 0 to 1."""
+    """Share of the steps over which the learning rate rises from 0, 0 to 1; rounded up."""
     lr_scheduler_type: SchedulerName = "cosine"
     """How the learning rate falls after the warm-up."""
     eval_steps: int | None = None

@@ -51,7 +51,7 @@ class Settings:
     """Longest training in seconds (`LORA_STUDIO_MAX_TRAINING_S`); None is no limit. A Space
     that is shown to everybody allows four minutes."""
     most_runs: int | None = None
-    """How many runs are kept; on a Space a visitor's oldest make room for new ones."""
+    """How many runs are kept; where everybody may train, a visitor's oldest make room."""
     most_uploads: int | None = None
     """How many uploaded files are kept, likewise."""
     visitor: str | None = None
@@ -85,8 +85,8 @@ class Settings:
                 env, "LORA_STUDIO_MAX_TRAINING_S", SPACE_TRAINING_S if is_showcase else 0
             )
             or None,
-            most_runs=SPACE_RUNS if space else None,
-            most_uploads=SPACE_UPLOADS if space else None,
+            most_runs=SPACE_RUNS if is_showcase else None,
+            most_uploads=SPACE_UPLOADS if is_showcase else None,
             stop_runs_on_exit=_is_on(env.get("LORA_STUDIO_STOP_RUNS_ON_EXIT")),
         )
         given = {name: value for name, value in overrides.items() if value is not None}

@@ -96,7 +96,8 @@ class Studio:
         with self._lock:
             studio = self._visitors.pop(visitor, None)
             if studio is None:
-                housekeeping.drop_unseen(self.settings.visitors)
+                if self.settings.is_showcase:
+                    housekeeping.drop_unseen(self.settings.visitors)
                 studio = Studio(mine, self._machine)
             self._visitors[visitor] = studio  # who was seen last stands last
             if len(self._visitors) > MOST_VISITORS:

@@ -22,10 +22,16 @@ from lora_studio.runs import process
 from lora_studio.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 START_S = 90
 # Loaded by every Python below it: on SIGUSR1 a process writes down what it has imported.
 TELLER = """

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,21 +16,26 @@ from browser import ROOT, App, Witness, chromium
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_studio.models import starter
+from lora_studio.recipe import Recipe
+from lora_studio.runs import folder as run_folder
 from lora_studio.runs.process import is_running
 from lora_studio.settings import Settings
 from lora_studio.ui import numbers
 from lora_studio.ui.visitors import COOKIE as VISITOR
+from lora_studio.ui.visitors import Door
 from lora_studio.wording import say
 
 pytestmark = pytest.mark.ui
 
-STEPS = 8
+STEPS = 10
+ROWS = 120
 RESTAURANTS = ROOT.parent / "shared" / "data" / "e2e_valid.jsonl"
 EXAMPLE = ROOT / "assets" / "examples" / "lighthouse.jsonl"
 HEAVY = {"torch", "transformers", "tokenizers", "peft", "trl", "bitsandbytes", "accelerate"}
 LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
 # r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
 TINY_PER_RANK = 1024
+SLOW_MS = 240_000
 Visit = Callable[..., Page]
 
 
@@ -149,8 +155,8 @@ def start(page: Page, *, name: str, steps: int) -> None:
 def points_of(page: Page) -> int:
     """Wait for the loss curve; return how many points it has."""
     curve = "document.querySelector('#live .plot.loss').data?.[0].x.length"
-    expect(page.locator("#live .plots")).to_be_visible(timeout=120_000)
-    page.wait_for_function(f"{curve} > 0")
+    expect(page.locator("#live .plots")).to_be_visible(timeout=SLOW_MS)
+    page.wait_for_function(f"{curve} > 0", timeout=SLOW_MS)
     return page.evaluate(curve)
 
 
@@ -253,7 +259,7 @@ def test_a_hub_id_that_cannot_be_reached_is_a_sentence(tiny: Page):
 
 
 def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
-    tiny: Page, tiny_app: App, visit: Visit, witness: Witness, pairs: Path, tmp_path: Path
+    tiny: Page, tiny_app: App, witness: Witness, pairs: Path, tmp_path: Path
 ):
     add(tiny, pairs)
     start(tiny, name="Long walk", steps=1_000_000)
@@ -266,24 +272,25 @@ def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
     tiny_app.kill()
     expect(tiny.locator("#live .state")).to_have_text(say("page.live_reconnecting"))
     assert is_running(tiny_app.run("long-walk-1").process)
-    tiny.context.close()
-    witness.complaints.clear()  # a server that is gone is an error in any browser's console
     tiny_app.start()
-
-    found = visit(tiny_app)
-    assert points_of(found) > 0
-    assert found.inner_text("#live .name") == "long-walk-1"
-    before = step_of(found)
-    found.wait_for_function(
+    # The open tab finds the app again by itself.
+    expect(tiny.locator("#live .state")).to_contain_text(" step ", timeout=60_000)
+    assert points_of(tiny) > 0
+    assert tiny.inner_text("#live .name") == "long-walk-1"
+    expect(tiny.get_by_test_id("toast-body")).to_have_count(0)
+    # A server that is gone is an error in any browser's console.
+    witness.complaints = [said for said in witness.complaints if "net::ERR_" not in said]
+    before = step_of(tiny)
+    tiny.wait_for_function(
         "before => +document.querySelector('#live .state').innerText"
         ".match(/step ([\\d,]+) of/)[1].replaceAll(',', '') > before",
         arg=before,
     )
 
-    found.click("#stop-keep")
-    expect(found.locator("#live .state")).to_contain_text("what it learned is kept")
-    with found.expect_download() as packing:
-        found.click("#download")
+    tiny.click("#stop-keep")
+    expect(tiny.locator("#live .state")).to_contain_text("what it learned is kept")
+    with tiny.expect_download() as packing:
+        tiny.click("#download")
     archive = tmp_path / "adapter.zip"
     packing.value.save_as(archive)
     assert packing.value.suggested_filename == "long-walk-1.zip"
@@ -302,6 +309,20 @@ def test_a_discarded_run_leaves_no_adapter(tiny: Page, tiny_app: App, pairs: Pat
     folder = tiny_app.run("not-this-one-1")
     assert not is_running(folder.process)
     assert not folder.adapter.exists()
+
+
+def test_markup_in_the_data_is_shown_as_text_and_never_run(tiny: Page):
+    evil = "<img src=x onerror=window.struck=1><script>window.struck=1</script>"
+    rows = "".join(
+        f'{{"prompt": "{evil} {n}", "completion": "{evil}", "{evil}": 1}}\n' for n in range(12)
+    )
+    file = {"name": f"{evil[:20]}.jsonl", "mimeType": "text/plain", "buffer": rows.encode()}
+    tiny.set_input_files("#data-files input[type=file]", [file])
+    expect(tiny.locator(".ls-strip")).to_be_visible(timeout=60_000)
+    assert evil in tiny.locator(".ls-tokens").first.inner_text().replace("\n", "")
+    expect(tiny.locator("#data-report")).to_contain_text(evil)
+    assert tiny.locator("img[src=x]").count() == 0
+    assert tiny.evaluate("window.struck") is None
 
 
 def words(page: Page) -> str:
@@ -326,7 +347,7 @@ def test_every_text_speaks_the_browsers_language(
     expect(page.locator("#model-info")).to_contain_text(say("page.model_folder_next", language))
     read = words(page)
     page.get_by_role("tab", name=say("page.tab_compare", language)).click()
-    page.locator("#compare-more > button").click()
+    unfold(page, "compare-more")
     expect(page.locator("#question")).to_be_visible()
     expect(page.locator("#max-new-tokens")).to_be_visible()
     read += words(page)
@@ -369,43 +390,52 @@ def answer(page: Page, side: str) -> str:
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
-    starter_app: App, visit: Visit
+    starter_app: App, visit: Visit, tmp_path: Path
 ):
-    data = RESTAURANTS if RESTAURANTS.exists() else EXAMPLE
+    source = RESTAURANTS if RESTAURANTS.exists() else EXAMPLE
+    rows = source.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]
+    data = tmp_path / source.name
+    data.write_text("".join(rows), encoding="utf-8")
     page = visit(starter_app)
     before = starter_app.imported()
 
     add(page, data)
-    rows = sum(1 for _ in data.open(encoding="utf-8"))
-    expect(page.locator(".ls-strip")).to_contain_text(f"{rows:,}")
+    expect(page.locator(".ls-strip")).to_contain_text(f"{len(rows)} rows")
     for style in ("m", "t", "e"):
         expect(page.locator(f".ls-tokens .{style}").first).to_be_visible()
     put(page, "learning-rate", 0.001)
+    unfold(page, "card-prompts")
+    put(page, "prompt-0", "Say yes.")
+    page.get_by_text(say("page.more_training")).click()
+    put(page, "eval-steps", STEPS)
     start(page, name="First flight", steps=STEPS)
 
-    assert points_of(page) > 0
+    points = points_of(page)
     page.reload()
-    assert points_of(page) > 0
+    assert points_of(page) >= points
     beside = visit(starter_app, beside=page)
-    assert points_of(beside) > 0
+    assert points_of(beside) >= points
     assert page.inner_text("#live .name") == beside.inner_text("#live .name") == "first-flight-1"
     beside.close()
-    expect(page.locator("#live .state")).to_contain_text("Finished.", timeout=240_000)
+    expect(page.locator("#live .state")).to_contain_text("Finished.", timeout=SLOW_MS)
     assert points_of(page) == STEPS
 
     page.click("#compare-now")
     expect(page.locator("#compare-run input")).to_have_value("first-flight-1")
     page.evaluate(GROWTH)
+    unfold(page, "compare-more")
+    put(page, "max-new-tokens", 40)
     put(page, "question", "name : Zizzi | Type : pub | area : riverside")
     page.click("#send")
     for side in ("base", "adapter"):
-        expect(page.locator(f"#{side}-rate")).to_contain_text("tokens/s", timeout=180_000)
+        expect(page.locator(f"#{side}-rate")).to_contain_text("tokens/s", timeout=SLOW_MS)
     answers = {side: answer(page, side) for side in ("base", "adapter")}
     assert all(answers.values())
     assert answers["base"] != answers["adapter"]
     grown = page.evaluate("window.grown")
     assert min(len(lengths) for lengths in grown.values()) > 2
 
+    put(page, "max-new-tokens", 1024)
     put(page, "question", "Tell me a very long story.")
     page.click("#send")
     expect(page.locator("#base-chat [data-testid=user]")).to_have_count(2)
@@ -417,3 +447,51 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     assert not (before | starter_app.imported()) & HEAVY
     assert not [name for name in LIBRARIES if name in starter_app.mapped()]
     assert "Traceback" not in starter_app.log.read_text()
+
+
+def folder_of(cookie: str) -> str:
+    """Return the name under which a visitor's runs lie."""
+    studio = SimpleNamespace(settings=SimpleNamespace(space_id="x"), for_visitor=lambda name: name)
+    return Door(studio).enter(SimpleNamespace(cookies={VISITOR: cookie}, session_hash="s"))
+
+
+def run_of(visitor: Path, name: str) -> None:
+    """Put a finished run into a visitor's part of the home folder."""
+    folder = run_folder.create(visitor / "runs", Recipe(name=name))
+    step = {"step": 1, "loss": 1.0, "learning_rate": 1e-4, "grad_norm": 1.0, "tokens_per_s": 9.0}
+    events = [
+        {"event": "started", "total_steps": 1},
+        {"event": "step", **step, "memory_bytes": 1, "seconds_left": 0},
+        {"event": "finished"},
+    ]
+    lines = [json.dumps({"time": 1.0, **event}) + "\n" for event in events]
+    folder.events.write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def space_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app as a Space runs it."""
+    app = App(tmp_path_factory.mktemp("space-app"), SPACE_ID="owner/lora-studio")
+    try:
+        yield app.start()
+    finally:
+        app.end()
+
+
+def test_visitors_of_a_space_do_not_see_each_others_runs(space_app: App, visit: Visit):
+    pages = {name: visit(space_app) for name in ("ann", "bob")}
+    for name, page in pages.items():
+        cookie = next(cookie for cookie in page.context.cookies() if cookie["name"] == VISITOR)
+        assert cookie["httpOnly"]
+        assert cookie["secure"]
+        visitor = folder_of(cookie["value"])
+        run_of(space_app.home / "visitors" / visitor, f"{name}s secret")
+    for page in pages.values():
+        page.reload()
+        settle(page)
+    for name, other in (("ann", "bob"), ("bob", "ann")):
+        expect(pages[name].locator("#live .name")).to_have_text(f"{name}s-secret-1")
+        pages[name].locator("#run input").click()
+        expect(pages[name].get_by_role("option", name=f"{name}s-secret-1")).to_be_visible()
+        expect(pages[name].get_by_role("option", name=f"{other}s-secret-1")).to_have_count(0)
+        assert f"{other}s-secret" not in words(pages[name])

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 LOOK_FOR_STOP_S = 0.3
 PROGRESS_EVERY_S = 0.2
+PREPARING_S = 120.0
 HARD_LIMIT = 2
-"""A run that may last so long ends at twice the time, be it within its first step."""
+"""A run that may train so long ends at twice the time after that, be it within its first step."""
 
 
 class Preparation:
@@ -115,7 +116,7 @@ def _leave(events: EventWriter, *, timed_out: bool = False) -> None:
 def _hard_limit(events: EventWriter, seconds: int | None) -> threading.Timer:
     """End the process when the time is up twice over: a single step can be that long."""
     timer = threading.Timer(
-        HARD_LIMIT * (seconds or 0), _leave, [events], kwargs={"timed_out": True}
+        PREPARING_S + HARD_LIMIT * (seconds or 0), _leave, [events], kwargs={"timed_out": True}
     )
     timer.daemon = True
     if seconds is not None:

@@ -143,7 +143,8 @@ def _sentence(history: History, voice: Voice) -> str:
         kept = history.ending.get("kept", False)
         timed_out = history.ending.get("timed_out", False)
         late = "stopped_time" if kept else "stopped_slow"
-        word = late if timed_out else "stopped_kept" if kept else "stopped"
+        ended = "stopped_kept" if kept else "stopped_empty" if history.cause else "stopped"
+        word = late if timed_out else ended
         return voice(f"status_{word}", step=history.step)
     if status == "finished":
         return _result(history, voice)

@@ -9,6 +9,7 @@ from http.cookies import SimpleCookie
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_studio.ui import visitors
@@ -38,6 +39,8 @@ def first_script() -> bytes:
 class Protection:
     """Adds the security headers to every response and the first script to the page.
 
+    What another site's page makes the browser send here is refused.
+
     Args:
         app: The application within.
         space: Whether this is a Space: shown in a frame of huggingface.co, with visitors.
@@ -51,9 +54,12 @@ class Protection:
         self._policy = "; ".join(f"{name} {value}" for name, value in rules.items())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request through."""
+        """Pass a request through, unless another site's page makes the browser send it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if _is_foreign(scope):
+            await PlainTextResponse("Refused: sent by another site.", 403)(scope, receive, send)
             return
         await self._app(scope, receive, _Dressed(scope, send, self._policy, space=self._space))
 
@@ -102,6 +108,16 @@ class _Dressed:
         body = self._body.replace(b"<head>", b"<head>" + first_script(), 1)
         MutableHeaders(scope=start)["content-length"] = str(len(body))
         return {"type": "http.response.body", "body": body}
+
+
+def _is_foreign(scope: Scope) -> bool:
+    """Return whether a page of another origin sends something here.
+
+    A browser says so itself in a header that no script can set (Fetch Metadata, W3C). It is asked
+    instead of Origin because a proxy that changes the host leaves it as it is.
+    """
+    site = Headers(scope=scope).get("sec-fetch-site", "none")
+    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and site not in ("same-origin", "none")
 
 
 def _cookie(scope: Scope, name: str) -> str | None:

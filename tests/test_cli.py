@@ -1,0 +1,377 @@
+"""The command line: what it prints where, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lora_studio.cli import main
+from lora_studio.runs import process
+from lora_studio.runs.folder import listed
+from lora_studio.runs.history import History
+
+# PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+ROOT = Path(__file__).parents[1]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_left() -> Iterator[None]:
+    """Wait for every worker of this module: one that is over may still be closing its libraries."""
+    yield
+    for child in process._CHILDREN.values():
+        child.wait(60)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command in this process."""
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file with its data beside it."""
+    folder = tmp_path_factory.mktemp("recipe")
+    rows = [
+        {"prompt": f"name : {name} | area : {area}", "completion": f"{name} is in the {area} ."}
+        for name in ("Cotto", "Zizzi", "Aromi")
+        for area in ("riverside", "old town", "harbour", "centre")
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    file = folder / "recipe.yaml"
+    file.write_text(
+        f"model: {{source: {tiny_llama}}}\nprecision: fp32\n"
+        "data: {files: [rows.jsonl], eval_fraction: 0.2}\n"
+        "adapter: {r: 4}\ntraining: {max_steps: 3, learning_rate: 0.02}\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+def run_as_program(home: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_studio", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"LORA_STUDIO_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path, recipe: Path) -> Said:
+    """`train`, as a program of its own."""
+    program = run_as_program(home, "train", recipe, "--set", "adapter.r=2", "name=from the shell")
+    program.communicate(timeout=60)  # two settings behind one --set are a usage error
+    assert program.returncode == 2
+    program = run_as_program(
+        home, "train", recipe, "--set", "adapter.r=2", "--set", "name=from the shell"
+    )
+    out, err = program.communicate(timeout=300)
+    return Said(program.returncode, out, err)
+
+
+@pytest.mark.slow
+def test_train_shows_progress_and_prints_the_run_alone_at_last(home: Path, trained: Said) -> None:
+    assert trained.code == 0, trained.err
+    assert trained.out.splitlines()[-1] == "from-the-shell-1"
+    assert "3/3" in trained.err
+    assert "loss" in trained.err
+    (folder,) = listed(home / "runs")
+    found = folder.read_recipe()
+    assert (found.adapter.r, found.training.max_steps) == (2, 3)
+    assert Path(found.data.files[0]).is_absolute()
+
+
+@pytest.mark.slow
+def test_show_prints_exactly_what_is_promised(cli: Call, home: Path, trained: Said) -> None:
+    said = cli("show", "from-the-shell-1", "--json")
+    found = json.loads(said.out)
+    assert said.code == 0
+    assert list(found) == [
+        "id", "status", "first_train_loss", "last_train_loss", "eval_losses", "steps",
+        "tokens_per_s", "adapter",
+    ]  # fmt: skip
+    assert (found["id"], found["status"], found["steps"]) == ("from-the-shell-1", "finished", 3)
+    assert isinstance(found["first_train_loss"], float)
+    assert isinstance(found["last_train_loss"], float)
+    assert all(isinstance(loss, float) for loss in found["eval_losses"])
+    assert found["adapter"] == str(home / "runs" / "from-the-shell-1" / "adapter")
+    plain = cli("show", "from-the-shell-1")
+    assert "status: finished" in plain.out
+
+
+@pytest.mark.slow
+def test_runs_lists_them_a_line_each(cli: Call, trained: Said) -> None:
+    said = cli("runs")
+    assert said.code == 0
+    assert any(
+        line.startswith("from-the-shell-1\tfinished\t3 steps\tloss ")
+        for line in said.out.splitlines()
+    )
+
+
+@pytest.mark.slow
+def test_ask_prints_both_answers_and_twice_the_same(cli: Call, trained: Said) -> None:
+    ask = (
+        "ask",
+        "from-the-shell-1",
+        "Where is Zizzi?",
+        "--json",
+        "--greedy",
+        "--max-new-tokens",
+        "6",
+    )
+    said = cli(*ask)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert list(found) == ["base", "adapter"]
+    assert all(isinstance(answer, str) for answer in found.values())
+    assert json.loads(cli(*ask).out) == found
+    assert cli(*ask[:3], "--max-new-tokens", "4").out.startswith("base: ")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_over_cannot_be_stopped(cli: Call, trained: Said) -> None:
+    said = cli("stop", "from-the-shell-1")
+    assert (said.code, said.out) == (1, "")
+    assert "already over" in said.err
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_training_and_keeps_it(home: Path, recipe: Path, cli: Call) -> None:
+    program = run_as_program(
+        home, "train", recipe, "--set", "training.max_steps=100000", "--set", "name=interrupted",
+        "--set", "training.eval_steps=1000",
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not any(
+        folder.id == "interrupted-1" and History(folder).update().step
+        for folder in listed(home / "runs")
+    ):
+        assert time.monotonic() < deadline
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.1)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=120)
+    assert program.returncode == 0, err
+    assert out.splitlines()[-1] == "interrupted-1"
+    assert "Stopping at the next step" in err
+    assert "Traceback" not in err
+    found = json.loads(cli("show", "interrupted-1", "--json").out)
+    assert (found["status"], found["adapter"] is not None) == ("stopped", True)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_on_its_data_is_the_persons_to_mend(
+    home: Path, recipe: Path, cli: Call
+) -> None:
+    said = cli("train", recipe, "--set", "data.max_length=8")
+    assert said.code == 2
+    run = said.out.splitlines()[-1]
+    assert "no row keeps any of its answer" in said.err
+    assert "Traceback" not in said.err
+    shown = cli("show", run)
+    assert "no row keeps any of its answer" in shown.out
+    assert json.loads(cli("show", run, "--json").out)["status"] == "failed"
+    asked = cli("ask", run, "Who?")
+    assert asked.code == 1
+    assert "has no adapter" in asked.err
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+def test_inspect_prints_exactly_what_is_promised(
+    cli: Call, model: str, request: pytest.FixtureRequest
+) -> None:
+    said = cli("inspect", request.getfixturevalue(model), "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert list(found) == [
+        "architecture", "parameters", "layers", "context_length", "chat_template", "modules",
+    ]  # fmt: skip
+    assert (found["layers"], found["context_length"]) == (2, 512)
+    assert found["chat_template"] is (model == "tiny_llama")
+    kind = "Linear" if model == "tiny_llama" else "Conv1D"
+    for module in found["modules"]:
+        assert list(module) == ["name", "count", "d_in", "d_out", "kind"]
+        assert (module["count"], module["kind"]) == (2, kind)
+    names = {module["name"] for module in found["modules"]}
+    assert ("q_proj" in names) if model == "tiny_llama" else (names == {"c_attn", "c_proj", "c_fc"})
+    assert kind in cli("inspect", request.getfixturevalue(model)).out
+
+
+def test_preview_shows_the_tokens_that_are_trained(cli: Call, recipe: Path) -> None:
+    said = cli("preview", recipe, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert (found["format"], found["rows"], found["train_rows"], found["eval_rows"]) == (
+        "prompt_completion", 12, 10, 2,
+    )  # fmt: skip
+    assert {"tokens", "tokens_median", "tokens_longest", "truncated", "examples"} <= set(found)
+    pieces = found["examples"][0]["pieces"]
+    trained = "".join(text for text, on in pieces if on)
+    assert "is in the" in trained
+    assert "name :" not in trained
+    assert "[" in cli("preview", recipe).out
+
+
+# What is wrong
+
+
+def test_all_problems_of_a_recipe_are_listed_at_once(cli: Call, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("adapter: {r: 0, alpha: 3}\nprecision: fp23\n", encoding="utf-8")
+    said = cli("train", file, "--set", "seed=1")
+    assert (said.code, said.out) == (2, "")
+    assert [line.split(" ")[0] for line in said.err.splitlines()] == [
+        "The", "precision", "adapter.alpha", "adapter.r",
+    ]  # fmt: skip
+
+
+def test_a_recipe_that_cannot_work_here_is_refused_before_a_run_is_made(
+    cli: Call, home: Path, recipe: Path, tiny_llama: Path
+) -> None:
+    before = len(listed(home / "runs"))
+    assert cli("inspect", tiny_llama).code == 0
+    said = cli(
+        "train", recipe, "--set", "data.files=[a.txt, b.txt]",
+        "--set", "adapter.target_modules=[nose_proj]",
+    )  # fmt: skip
+    assert (said.code, said.out) == (2, "")
+    assert said.err.count("does not exist") == 2
+    assert str(recipe.parent / "a.txt") in said.err
+    assert "nose_proj" in said.err
+    assert "q_proj" in said.err
+    assert len(listed(home / "runs")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "preview"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no recipe file"),
+        (b"a: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"{}", "nothing to learn from"),
+        ("folder", "cannot be read"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_used_is_named(
+    cli: Call, tmp_path: Path, command: str, content: bytes | str | None, words: str
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content == "folder":
+        file.mkdir()
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    said = cli(command, file)
+    assert (said.code, said.out) == (2, "")
+    assert words in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["train"],
+        ["ask", "x"],
+        ["ask", "x", "q", "--max-new-tokens", "0"],
+        ["ask", "x", "q", "--max-new-tokens", "many"],
+        ["show", "x", "--yaml"],
+    ],
+)
+def test_wrong_usage_ends_with_two(cli: Call, arguments: Sequence[str]) -> None:
+    said = cli(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert said.err
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["stop"], ["ask"]])
+def test_an_unknown_run_is_said(cli: Call, arguments: list[str]) -> None:
+    said = cli(*arguments, "../x", *(["q"] if arguments == ["ask"] else []))
+    assert (said.code, said.out) == (1, "")
+    assert "no run called ../x" in said.err
+
+
+def test_a_model_that_cannot_be_used_ends_with_one(cli: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for model, words in (
+        (tmp_path / "empty", "config.json"),
+        ("owner/name", "cannot be reached"),
+        ("x" * 300, "neither a folder"),
+        ("~nobody-here/x", "neither a folder"),
+    ):
+        said = cli("inspect", model, "--json")
+        assert (said.code, said.out) == (1, "")
+        assert words in said.err
+
+
+def test_a_wrong_variable_ends_with_two(cli: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_STUDIO_MAX_UPLOAD_MB", "lots")
+    said = cli("runs")
+    assert said.code == 2
+    assert "LORA_STUDIO_MAX_UPLOAD_MB is “lots”" in said.err
+
+
+def test_a_model_folder_beside_the_recipe_is_found(
+    cli: Call, recipe: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(tiny_llama)
+    file = tmp_path / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8").replace(str(tiny_llama), "model")
+    file.write_text(text.replace("rows.jsonl", str(recipe.parent / "rows.jsonl")), "utf-8")
+    assert cli("preview", file, "--json").code == 0
+
+
+def test_no_runs_is_said_in_words(
+    cli: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path))
+    said = cli("runs")
+    assert (said.code, said.out) == (0, "")
+    assert "No runs yet" in said.err
+
+
+@pytest.mark.parametrize("word", ["serve", "train", "runs", "show", "stop", "ask", "inspect"])
+def test_help_names_every_command(cli: Call, word: str) -> None:
+    said = cli("--help")
+    assert said.code == 0
+    assert f"    {word} " in said.out

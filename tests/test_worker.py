@@ -1,0 +1,297 @@
+"""The real worker process, started as the page and the command line start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.chat.request import Pane, Sampling
+from lora_studio.errors import RecipeError, RunError
+from lora_studio.recipe import Recipe
+from lora_studio.runs import process
+from lora_studio.runs.events import read_events
+from lora_studio.runs.history import History
+from lora_studio.settings import Settings
+from lora_studio.studio import Machine, Studio
+
+pytestmark = [
+    pytest.mark.slow,
+    # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+]
+
+WAIT_S = 240.0
+PLACES = ["Cotto", "The Mill", "Zizzi", "Aromi", "The Vaults"]
+AREAS = ["riverside", "city centre", "old town", "harbour"]
+
+
+def open_studio(home: Path) -> Studio:
+    settings = Settings(home=home, offline=True)
+    return Studio(settings, Machine.open(settings, isolated=False))
+
+
+def until(history: History, *, holds: Callable[[History], Any]) -> None:
+    """Wait until something holds of a run; a run that ends before is shown with its log."""
+    deadline = time.monotonic() + WAIT_S
+    while not holds(history.update()):
+        log = history.folder.stdout
+        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
+        time.sleep(0.05)
+
+
+def finish(studio: Studio, run: str) -> History:
+    history = studio.history(run)
+    until(history, holds=lambda found: found.is_over)
+    return history
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Six steps over twenty pairs."""
+    rows = [
+        {"prompt": f"name : {place} | area : {area}", "completion": f"{place} is in the {area} ."}
+        for place in PLACES
+        for area in AREAS
+    ]
+    file = tmp_path_factory.mktemp("data") / "places.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tree = {
+        "model": {"source": str(tiny_llama)},
+        "precision": "fp32",
+        "data": {"files": [str(file)], "eval_fraction": 0.2},
+        "adapter": {"r": 4},
+        "training": {"max_steps": 6, "eval_steps": 3, "learning_rate": 0.02},
+    }
+    return Recipe.from_dict(tree)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_left() -> Iterator[None]:
+    """Wait for every worker of this module: one that is over may still be closing its libraries."""
+    yield
+    for child in process._CHILDREN.values():
+        child.wait(60)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, recipe: Recipe) -> History:
+    """A run that went its whole way, seen by a second studio that was opened meanwhile."""
+    first = open_studio(home)
+    run = first.start(recipe)
+    with pytest.raises(RunError, match=f"The run {run} is training"):
+        first.start(recipe)
+    restarted = open_studio(home)
+    active = restarted.active()
+    assert active is not None
+    assert active.folder.id == run
+    with pytest.raises(RunError, match=f"The run {run} is training"):
+        restarted.start(recipe)
+    return finish(restarted, run)
+
+
+@pytest.fixture
+def endless(recipe: Recipe) -> Recipe:
+    """A run that ends only when it is told to."""
+    training = replace(recipe.training, max_steps=100_000, eval_steps=1000)
+    return replace(recipe, training=training, name="endless", prompts=("Who?",))
+
+
+def test_events_come_in_their_order(finished: History) -> None:
+    events = read_events(finished.folder.events)[0]
+    log = finished.folder.stdout.read_text(encoding="utf-8")
+    assert finished.status == "finished", log
+    kinds = [event["event"] for event in events]
+    stages = list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage"))
+    assert stages == ["start", "tokenize", "load", "evaluate", "sample", "train", "save"]
+    assert kinds[-2:] == ["saved", "finished"]
+    assert kinds.index("started") < kinds.index("eval") < kinds.index("sample")
+    assert kinds.index("sample") < kinds.index("step")
+    assert [event["step"] for event in finished.steps] == [1, 2, 3, 4, 5, 6]
+    assert [event["step"] for event in finished.evals] == [0, 3, 6]
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+    assert "Traceback" not in log
+
+
+def test_the_adapter_folder_is_complete(finished: History, recipe: Recipe) -> None:
+    adapter = finished.folder.adapter
+    names = {file.name for file in adapter.iterdir()}
+    assert {
+        "adapter_model.safetensors", "adapter_config.json", "README.md", "recipe.yaml",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    } <= names  # fmt: skip
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert f"base_model: {recipe.model.source}" in card
+    assert f"{finished.steps[-1]['loss']:.4f}" in card
+    assert f"{finished.evals[-1]['loss']:.4f}" in card
+    assert Recipe.from_yaml((adapter / "recipe.yaml").read_text(encoding="utf-8")) == recipe
+    assert not list(finished.folder.path.glob("*.partial"))
+    assert not finished.folder.events.with_suffix(".reserve").exists()
+
+
+def test_the_summary_tells_how_it_went(finished: History) -> None:
+    summary = finished.summary()
+    assert summary["first_train_loss"] == finished.steps[0]["loss"]
+    assert summary["last_train_loss"] < summary["first_train_loss"]
+    assert summary["eval_losses"] == [event["loss"] for event in finished.evals]
+    assert (summary["status"], summary["steps"]) == ("finished", 6)
+    assert summary["tokens_per_s"] > 0
+    assert summary["adapter"] == str(finished.folder.adapter)
+
+
+def test_data_and_its_origin_are_kept_with_the_run(finished: History) -> None:
+    report = json.loads((finished.folder.data / "report.json").read_text(encoding="utf-8"))
+    assert (report["train_rows"], report["eval_rows"]) == (16, 4)
+    assert (finished.folder.data / "train").is_dir()
+    assert (finished.folder.data / "evaluation").is_dir()
+
+
+def test_a_new_studio_finds_the_run_and_may_not_stop_it_again(
+    home: Path, finished: History
+) -> None:
+    studio = open_studio(home)
+    assert finished.folder.id in [history.folder.id for history in studio.runs()]
+    assert studio.active() is None
+    with pytest.raises(RunError, match="already over"):
+        studio.stop(finished.folder.id, keep=True)
+
+
+def test_base_and_adapter_answer_from_a_run(home: Path, finished: History) -> None:
+    studio = open_studio(home)
+    question = [{"role": "user", "content": "name : Zizzi | area : harbour"}]
+    panes = [
+        Pane(adapter=None, messages=question),  # type: ignore[arg-type]
+        Pane(adapter=finished.folder.id, messages=question),  # type: ignore[arg-type]
+    ]
+    events = list(studio.ask(finished.folder.id, panes, Sampling(max_new_tokens=8)))
+    assert {event["pane"] for event in events if event.get("done")} == {0, 1}
+    assert studio.active() is None
+    assert Machine.open(studio.settings, isolated=False).accelerator.holder() is None
+    zipped = studio.archive(finished.folder.id, home / "zips")
+    assert zipped.stat().st_size > 1000
+
+
+def test_a_stop_during_training_keeps_what_was_learned(home: Path, endless: Recipe) -> None:
+    studio = open_studio(home)
+    run = studio.start(endless)
+    history = studio.history(run)
+    until(history, holds=lambda found: found.step >= 2)
+    asked = time.monotonic()
+    studio.stop(run, keep=True)
+    finish(studio, run)
+    assert time.monotonic() - asked < 60
+    assert history.status == "stopped"
+    assert history.ending["kept"] is True
+    assert history.cause is None
+    assert history.summary()["adapter"] == str(history.folder.adapter)
+
+
+def test_a_stop_while_preparing_ends_it_and_says_that_nothing_was_kept(
+    home: Path, endless: Recipe
+) -> None:
+    studio = open_studio(home)
+    run = studio.start(endless)
+    history = studio.history(run)
+    until(history, holds=lambda found: found.stage)
+    studio.stop(run, keep=True)
+    finish(studio, run)
+    assert history.status == "stopped"
+    assert history.step == 0
+    assert history.folder.newest_adapter() is None
+    assert "nothing to keep" in str(history.cause)
+    # The next one can start at once.
+    again = studio.start(endless)
+    studio.stop(again, keep=False)
+    assert finish(studio, again).status == "stopped"
+    assert studio.history(again).cause is None
+
+
+def test_a_killed_worker_is_lost_and_its_last_checkpoint_answers(
+    home: Path, endless: Recipe
+) -> None:
+    recipe = replace(endless, training=replace(endless.training, eval_steps=2))
+    studio = open_studio(home)
+    run = studio.start(recipe)
+    history = studio.history(run)
+    until(history, holds=lambda found: found.folder.checkpoint_steps())
+    pid = process.pid_of(history.folder.process)
+    assert pid is not None
+    os.killpg(pid, signal.SIGKILL)
+    until(history, holds=lambda found: found.is_over)
+    assert history.status == "lost"
+    step = history.folder.checkpoint_steps()[-1]
+    assert f"step {step}" in str(history.cause)
+    panes = [Pane(adapter=name, text="The quick") for name in (None, run)]
+    events = list(studio.ask(run, panes, Sampling(max_new_tokens=4)))
+    assert [event["pane"] for event in events if event.get("done") is True] == [0, 1]
+    with pytest.raises(RunError, match="already over"):
+        studio.stop(run, keep=False)
+
+
+def test_a_run_that_cannot_work_fails_with_a_sentence(
+    home: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    file = tmp_path / "few.jsonl"
+    rows = [{"prompt": f"Question {at}", "completion": "An answer"} for at in range(3)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    studio = open_studio(home)
+    few = finish(studio, studio.start(recipe.with_files([str(file)])))
+    assert few.status == "failed"
+    assert "There are 2 rows to learn from, fewer than one batch of 4" in str(few.cause)
+
+    short = replace(recipe, data=replace(recipe.data, max_length=8))
+    cut = finish(studio, studio.start(short))
+    assert "At a maximum length of 8 tokens no row keeps any of its answer" in str(cut.cause)
+    for history in (few, cut):
+        assert "Traceback" not in str(history.cause)
+        assert "Traceback" in history.folder.stdout.read_text(encoding="utf-8")
+        assert history.folder.newest_adapter() is None
+
+
+def test_what_can_be_seen_at_once_is_refused_at_once_and_all_of_it(
+    home: Path, finished: History, recipe: Recipe
+) -> None:
+    studio = open_studio(home)
+    list(studio.inspect(recipe.model.source))
+    assert studio.known_model(recipe.model.source) is not None
+    before = len(studio.runs())
+    wrong = replace(
+        recipe.with_files(["/nowhere/a.txt", "/nowhere/b.txt"]),
+        precision="fp16",
+        adapter=replace(recipe.adapter, target_modules=("q_proj", "nose_proj")),
+    )
+    with pytest.raises(RecipeError) as caught:
+        studio.start(wrong)
+    keys = [problem.key for problem in caught.value.problems]
+    missing = ["run.file_missing", "run.file_missing"]
+    assert keys[:2] == missing
+    assert keys[-1] == "model.unknown_targets"
+    assert len(studio.runs()) == before
+
+
+def test_a_model_folder_is_known_until_it_changes(
+    home: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    studio = open_studio(home)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    assert studio.known_model(str(folder)) is None
+    (found,) = [event["result"] for event in studio.inspect(str(folder)) if "result" in event]
+    assert studio.known_model(str(folder)) == found
+    os.utime(folder / "config.json", (1, 1))
+    assert studio.known_model(str(folder)) is None
