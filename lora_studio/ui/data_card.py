@@ -16,7 +16,18 @@ from lora_studio.wording import ASSETS
 EXTENSIONS = [".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".parquet"]
 EXAMPLES = {"example_chat": "lighthouse.jsonl", "example_text": "notes.md"}
 # With so few rows: enough steps to see an effect, in about four minutes on two cores.
-EXAMPLE_SETTINGS = {"training.num_train_epochs": 2, "training.learning_rate": 5e-4}
+EXAMPLE_SETTINGS = {
+    "example_chat": {
+        "data.max_length": 512,
+        "training.num_train_epochs": 2,
+        "training.learning_rate": 5e-4,
+    },
+    "example_text": {
+        "data.max_length": 128,
+        "training.num_train_epochs": 10,
+        "training.learning_rate": 5e-4,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,8 @@ class TrainTab:
             [card.files, card.pasted],
             show_progress="hidden",
         )
-        settings = [self.form.controls[path] for path in data_card.EXAMPLE_SETTINGS]
         for name, button in card.examples.items():
+            settings = [self.form.controls[path] for path in data_card.EXAMPLE_SETTINGS[name]]
             button.click(
                 lambda name=name: self.take_example(name),
                 None,
@@ -134,7 +134,11 @@ class TrainTab:
 
     def _wire_sum(self) -> None:
         gr.on(
-            [*(control.change for control in self.form.inputs), self.data.found.change],
+            [
+                *(control.change for control in self.form.inputs),
+                self.data.names.change,
+                self.data.found.change,
+            ],
             self.refresh,
             self._sum_inputs(),
             self._sum_outputs(),
@@ -218,7 +222,7 @@ class TrainTab:
     def take_example(self, name: str) -> list[Any]:
         """Choose a shipped example, with settings that show an effect on so few rows."""
         files = lend([str(data_card.example(name))])
-        return [files, *data_card.EXAMPLE_SETTINGS.values()]
+        return [files, *data_card.EXAMPLE_SETTINGS[name].values()]
 
     def add_text(
         self, pasted: str, paths: list[str] | None, request: gr.Request
