@@ -112,11 +112,15 @@ class App:
     def end(self) -> None:
         """End the app, then every worker it has started."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()
             try:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self.end_runs()
+
+    def end_runs(self) -> None:
+        """End whatever still trains."""
         for folder in self.runs():
             process.end(folder, grace_s=1)
 

@@ -26,8 +26,11 @@ from lora_studio.ui.visitors import Door
 from lora_studio.wording import say
 
 pytestmark = pytest.mark.ui
+# A busy machine is no bug of the page.
+expect.set_options(timeout=30_000)
 
-STEPS = 10
+STEPS = 8
+LONG = 20_000
 ROWS = 120
 RESTAURANTS = ROOT.parent / "shared" / "data" / "e2e_valid.jsonl"
 EXAMPLE = ROOT / "assets" / "examples" / "lighthouse.jsonl"
@@ -36,6 +39,8 @@ LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
 # r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
 TINY_PER_RANK = 1024
 SLOW_MS = 240_000
+CURVE = "document.querySelector('#live .plot.loss')?.data?.[0]?.x.length"
+BROKEN_OFF = ("AbortError", "Unexpected error Connection errored out")
 Visit = Callable[..., Page]
 
 
@@ -85,11 +90,12 @@ def tiny_app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def tiny(tiny_app: App, visit: Visit) -> Page:
-    """The page with the tiny model chosen."""
+def tiny(tiny_app: App, visit: Visit) -> Iterator[Page]:
+    """The page with the tiny model chosen; what still trains afterwards is ended."""
     page = visit(tiny_app)
     choose_tiny(page)
-    return page
+    yield page
+    tiny_app.end_runs()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,13 @@ def starter_app(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def settle(page: Page) -> None:
     """Wait until the page has been filled by the server."""
     expect(page.locator("#total dd").first).to_be_visible(timeout=60_000)
+
+
+def reload(page: Page, witness: Witness) -> None:
+    """Open the page anew; Gradio's client complains of each request that this breaks off."""
+    page.reload()
+    settle(page)
+    witness.complaints = [said for said in witness.complaints if not said.startswith(BROKEN_OFF)]
 
 
 def unfold(page: Page, card: str) -> None:
@@ -154,19 +167,9 @@ def start(page: Page, *, name: str, steps: int) -> None:
 
 def points_of(page: Page) -> int:
     """Wait for the loss curve; return how many points it has."""
-    curve = "document.querySelector('#live .plot.loss').data?.[0].x.length"
     expect(page.locator("#live .plots")).to_be_visible(timeout=SLOW_MS)
-    page.wait_for_function(f"{curve} > 0", timeout=SLOW_MS)
-    return page.evaluate(curve)
-
-
-def state(page: Page) -> str:
-    return page.inner_text("#live .state")
-
-
-def step_of(page: Page) -> int:
-    found = re.search(r"step ([\d,]+) of", state(page))
-    return int(found.group(1).replace(",", "")) if found else 0
+    page.wait_for_function(f"{CURVE} > 0", timeout=SLOW_MS)
+    return page.evaluate(CURVE)
 
 
 def test_the_sum_follows_the_settings_and_says_why_a_run_cannot_start(tiny: Page, pairs: Path):
@@ -186,7 +189,7 @@ def test_the_sum_follows_the_settings_and_says_why_a_run_cannot_start(tiny: Page
 
 
 def test_a_draft_survives_a_reload_and_a_recipe_comes_back_as_it_went(
-    tiny: Page, pairs: Path, tmp_path: Path
+    tiny: Page, witness: Witness, pairs: Path, tmp_path: Path
 ):
     add(tiny, pairs)
     put(tiny, "learning-rate", 0.0007)
@@ -194,8 +197,7 @@ def test_a_draft_survives_a_reload_and_a_recipe_comes_back_as_it_went(
     learns(tiny, 24)
     tiny.wait_for_timeout(500)
 
-    tiny.reload()
-    settle(tiny)
+    reload(tiny, witness)
     expect(tiny.locator(".ls-strip")).to_contain_text("20")
     expect(tiny.locator("#data-files")).to_contain_text("pairs")
     learns(tiny, 24)
@@ -262,30 +264,27 @@ def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
     tiny: Page, tiny_app: App, witness: Witness, pairs: Path, tmp_path: Path
 ):
     add(tiny, pairs)
-    start(tiny, name="Long walk", steps=1_000_000)
+    start(tiny, name="Long walk", steps=LONG)
     assert points_of(tiny) > 0
     assert tiny.inner_text("#live .name") == "long-walk-1"
 
     tiny.click("#start")
     expect(tiny.locator("#said")).to_contain_text(say("run.busy_training", run="long-walk-1"))
 
+    tiny.evaluate("window.old = true")
     tiny_app.kill()
     expect(tiny.locator("#live .state")).to_have_text(say("page.live_reconnecting"))
     assert is_running(tiny_app.run("long-walk-1").process)
     tiny_app.start()
     # The open tab finds the app again by itself.
-    expect(tiny.locator("#live .state")).to_contain_text(" step ", timeout=60_000)
+    tiny.wait_for_function("!window.old")
     assert points_of(tiny) > 0
     assert tiny.inner_text("#live .name") == "long-walk-1"
     expect(tiny.get_by_test_id("toast-body")).to_have_count(0)
     # A server that is gone is an error in any browser's console.
     witness.complaints = [said for said in witness.complaints if "net::ERR_" not in said]
-    before = step_of(tiny)
-    tiny.wait_for_function(
-        "before => +document.querySelector('#live .state').innerText"
-        ".match(/step ([\\d,]+) of/)[1].replaceAll(',', '') > before",
-        arg=before,
-    )
+    before = points_of(tiny)
+    tiny.wait_for_function(f"{CURVE} > {before}")
 
     tiny.click("#stop-keep")
     expect(tiny.locator("#live .state")).to_contain_text("what it learned is kept")
@@ -300,7 +299,7 @@ def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
 
 def test_a_discarded_run_leaves_no_adapter(tiny: Page, tiny_app: App, pairs: Path):
     add(tiny, pairs)
-    start(tiny, name="Not this one", steps=1_000_000)
+    start(tiny, name="Not this one", steps=LONG)
     expect(tiny.locator("#live .name")).to_have_text("not-this-one-1")
     tiny.click("#stop-discard")
     tiny.click("#stop-sure")
@@ -359,14 +358,14 @@ def test_every_text_speaks_the_browsers_language(
             assert say(f"page.{key}", "en") not in read
 
 
-def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit):
+def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit, witness: Witness):
     page = visit(tiny_app, locale="ko-KR")
     expect(page.locator("#start")).to_have_text(say("page.start", "ko"))
     with page.expect_navigation():
         page.select_option("#head .language", "en")
     expect(page.locator("#start")).to_have_text(say("page.start"))
     expect(page.locator("#said")).to_contain_text(say("page.start_needs_data"))
-    page.reload()
+    reload(page, witness)
     expect(page.locator("#start")).to_have_text(say("page.start"))
     assert page.locator("html").get_attribute("lang") == "en"
 
@@ -390,7 +389,7 @@ def answer(page: Page, side: str) -> str:
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
-    starter_app: App, visit: Visit, tmp_path: Path
+    starter_app: App, visit: Visit, witness: Witness, tmp_path: Path
 ):
     source = RESTAURANTS if RESTAURANTS.exists() else EXAMPLE
     rows = source.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]
@@ -411,7 +410,7 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     start(page, name="First flight", steps=STEPS)
 
     points = points_of(page)
-    page.reload()
+    reload(page, witness)
     assert points_of(page) >= points
     beside = visit(starter_app, beside=page)
     assert points_of(beside) >= points
@@ -478,7 +477,9 @@ def space_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         app.end()
 
 
-def test_visitors_of_a_space_do_not_see_each_others_runs(space_app: App, visit: Visit):
+def test_visitors_of_a_space_do_not_see_each_others_runs(
+    space_app: App, visit: Visit, witness: Witness
+):
     pages = {name: visit(space_app) for name in ("ann", "bob")}
     for name, page in pages.items():
         cookie = next(cookie for cookie in page.context.cookies() if cookie["name"] == VISITOR)
@@ -487,8 +488,7 @@ def test_visitors_of_a_space_do_not_see_each_others_runs(space_app: App, visit: 
         visitor = folder_of(cookie["value"])
         run_of(space_app.home / "visitors" / visitor, f"{name}s secret")
     for page in pages.values():
-        page.reload()
-        settle(page)
+        reload(page, witness)
     for name, other in (("ann", "bob"), ("bob", "ann")):
         expect(pages[name].locator("#live .name")).to_have_text(f"{name}s-secret-1")
         pages[name].locator("#run input").click()

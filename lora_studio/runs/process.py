@@ -116,8 +116,12 @@ def _process(file: Path) -> psutil.Process | None:
         if child is not None and child.poll() is not None:
             return None
         process = psutil.Process(identity["pid"])
+        if process.status() == psutil.STATUS_ZOMBIE:
+            if child is not None:
+                child.wait()  # it ended since the look above
+            return None
         same = abs(process.create_time() - identity["started"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if same else None
     except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
         return None
 

@@ -73,7 +73,9 @@ class Form:
         value = recipe.value(path)
         if path == "adapter.target_modules":
             chosen = list(module_names) if value == ALL_LINEAR else list(value)
-            return gr.CheckboxGroup(choices=list(module_names), value=chosen)
+            # A name the model does not have is shown too, with the sentence about it.
+            known = list(dict.fromkeys([*module_names, *chosen]))
+            return gr.CheckboxGroup(choices=known, value=chosen)
         control = self.controls[path]
         if isinstance(control, gr.Slider) and value > control.maximum:
             return gr.Slider(value=value, maximum=value)
