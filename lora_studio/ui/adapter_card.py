@@ -8,7 +8,7 @@ import gradio as gr
 
 from lora_studio.hardware import Hardware, default_precision, precisions
 from lora_studio.recipe import AdapterSpec, BiasName, SchedulerName, TrainingSpec
-from lora_studio.ui.controls import Slider
+from lora_studio.ui.controls import slider
 from lora_studio.ui.form import PROMPTS, Form, bounds
 from lora_studio.ui.language import Voice, hint, text
 from lora_studio.ui.render import note
@@ -24,7 +24,7 @@ def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> g
         with gr.Row():
             form.add(
                 "adapter.r",
-                Slider(
+                slider(
                     1,
                     256,
                     value=default.r,
@@ -36,7 +36,7 @@ def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> g
             )
             form.add(
                 "adapter.lora_alpha",
-                Slider(
+                slider(
                     1, 512, value=default.lora_alpha, step=1, label="lora_alpha",
                     info=hint("adapter.lora_alpha"), elem_id="lora-alpha",
                 ),
@@ -51,7 +51,7 @@ def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> g
         with gr.Row():
             form.add(
                 "adapter.lora_dropout",
-                Slider(
+                slider(
                     0, 0.5, value=default.lora_dropout, step=0.01, label="lora_dropout",
                     info=hint("adapter.lora_dropout"),
                 ),
@@ -124,7 +124,7 @@ def build_training(form: Form) -> None:
                 )  # fmt: skip
                 form.add(
                     "training.warmup_ratio",
-                    Slider(
+                    slider(
                         0, 0.5, value=default.warmup_ratio, step=0.01, label=text("warmup"),
                         info=hint("training.warmup_ratio"),
                     ),
@@ -174,7 +174,7 @@ def _slider(form: Form, path: str, value: int, high: int) -> None:
     name = path.rpartition(".")[2]
     form.add(
         path,
-        Slider(
+        slider(
             bounds(path)["minimum"], high, value=value, step=1, label=text(name), info=hint(path),
             elem_id=name.replace("_", "-"),
         ),

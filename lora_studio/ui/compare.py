@@ -11,7 +11,7 @@ import gradio as gr
 from lora_studio.chat.request import Message, Pane, Sampling
 from lora_studio.errors import StudioError
 from lora_studio.ui import numbers, render
-from lora_studio.ui.controls import Slider
+from lora_studio.ui.controls import slider
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
 from lora_studio.wording import say
@@ -72,7 +72,7 @@ class CompareTab:
     def _settings(self) -> None:
         with gr.Accordion(text("compare_more"), open=False, elem_id="compare-more"):
             with gr.Row():
-                self.temperature = Slider(
+                self.temperature = slider(
                     0,
                     2,
                     value=0,
@@ -81,10 +81,10 @@ class CompareTab:
                     info=text("temperature_why"),
                     elem_id="temperature",
                 )
-                self.top_p = Slider(
+                self.top_p = slider(
                     0.05, 1, value=0.9, step=0.05, label="top_p", info=text("top_p_why")
                 )
-                self.tokens = Slider(
+                self.tokens = slider(
                     8,
                     1024,
                     value=128,

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from lora_studio.recipe import DataSpec, FormatName
-from lora_studio.ui.controls import Slider
+from lora_studio.ui.controls import slider
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import hint, text
 from lora_studio.wording import ASSETS
@@ -101,14 +101,14 @@ def build(form: Form) -> DataCard:
         with gr.Row():
             length = form.add(
                 "data.max_length",
-                Slider(
+                slider(
                     8, 4096, value=default.max_length, step=8, label=text("max_length"),
                     info=hint("data.max_length"), elem_id="max-length",
                 ),
             )  # fmt: skip
             fraction = form.add(
                 "data.eval_fraction",
-                Slider(
+                slider(
                     0, 0.5, value=default.eval_fraction, step=0.01, label=text("eval_fraction"),
                     info=hint("data.eval_fraction"),
                 ),
