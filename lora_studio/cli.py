@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     # Inherited by every process that computes. torch's threads (GNU OpenMP) spin while they wait
-    # for each other, which stalls a machine whose owner is also working: with one other busy
-    # process on two cores, spinning less made matrix work 1.6 times and answers 1.2 times as
-    # fast; on a quiet machine answers were within 12 %.
+    # for each other, which stalls a machine whose owner is also working. Spinning less is 1.2
+    # times as fast beside one busy process, and 2 to 11 % slower on a quiet machine
+    # (benchmarks/waiting_threads.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
