@@ -15,7 +15,7 @@ from lora_studio.data.preview import preview
 from lora_studio.errors import DatasetError, ModelError
 from lora_studio.recipe import DataSpec
 
-E2E = Path("/work/shared/data/e2e_valid.jsonl")
+E2E = Path(__file__).resolve().parents[2] / "shared" / "data" / "e2e_valid.jsonl"
 
 
 @pytest.fixture
