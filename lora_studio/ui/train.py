@@ -195,10 +195,6 @@ class TrainTab:
             return
         try:
             source = model_card.source_of(kind, repo, folder, studio)
-        except StudioError as error:
-            yield "", render.problem(error, voice), gr.skip(), gr.skip()
-            return
-        try:
             for event in studio.inspect(source, token=token or None):
                 if "result" not in event:
                     yield gr.skip(), render.stage(event, voice), gr.skip(), gr.skip()
