@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lora_studio.runs import process
 from lora_studio.settings import Settings
 
 CHATML = (
@@ -126,3 +128,11 @@ def starter_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("starter-home")
     starter.ensure(Settings(home=home, offline=True))
     return home
+
+
+@pytest.fixture(scope="module")
+def nobody_left() -> Iterator[None]:
+    """Wait for every worker of this module: one that is over may still be closing its libraries."""
+    yield
+    for child in process._CHILDREN.values():
+        child.wait(60)

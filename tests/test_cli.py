@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from lora_studio.cli import main
-from lora_studio.runs import process
 from lora_studio.runs.folder import listed
 from lora_studio.runs.history import History
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.usefixtures("nobody_left"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+]
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,14 +34,6 @@ class Said(NamedTuple):
 
 
 Call = Callable[..., Said]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_left() -> Iterator[None]:
-    """Wait for every worker of this module: one that is over may still be closing its libraries."""
-    yield
-    for child in process._CHILDREN.values():
-        child.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lora_studio.settings import Settings
 from lora_studio.studio import Machine, Studio
 
 pytestmark = [
+    pytest.mark.usefixtures("nobody_left"),
     pytest.mark.slow,
     # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
@@ -72,14 +73,6 @@ def recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe
         "training": {"max_steps": 6, "eval_steps": 3, "learning_rate": 0.02},
     }
     return Recipe.from_dict(tree)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_left() -> Iterator[None]:
-    """Wait for every worker of this module: one that is over may still be closing its libraries."""
-    yield
-    for child in process._CHILDREN.values():
-        child.wait(60)
 
 
 @pytest.fixture(scope="module")
