@@ -7,6 +7,8 @@ the model is known.
 
 from __future__ import annotations
 
+import codecs
+import collections.abc
 import reprlib
 import types
 import typing
@@ -20,10 +22,15 @@ from lora_studio.errors import RecipeError, StudioError
 
 VERSION = 1
 ALL_LINEAR = "all-linear"
+PARTS = ("system", "question", "context", "answer", "turns", "text")
+"""What a column of a table can be."""
 
 PrecisionName = Literal["auto", "nf4", "int8", "bf16", "fp16", "fp32"]
 FormatName = Literal[
     "auto", "text", "prompt_completion", "alpaca", "question_answer", "messages", "conversations"
+]
+ChatTemplateName = Literal[
+    "plain", "chatml", "llama3", "gemma", "mistral", "phi", "zephyr", "alpaca", "vicuna"
 ]
 BiasName = Literal["none", "all", "lora_only"]
 SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
@@ -38,19 +45,92 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HubSpec:
+    """A part of a dataset on the Hugging Face Hub; the names are those of `load_dataset`."""
+
+    repo_id: str = ""
+    """`owner/name`, or empty for none."""
+    config: str = ""
+    """Name of the configuration; empty takes the default one."""
+    split: str = "train"
+    """Which split."""
+    columns: tuple[str, ...] = ()
+    """The columns to fetch; empty takes all."""
+    start: int = 0
+    """The first row, counted from 0."""
+    rows: int | None = 10_000
+    """How many rows from there on; None takes all that follow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChecksSpec:
+    """What is done where a check finds something: keep the row, fix it, skip it, or stop."""
+
+    broken_rows: Literal["stop", "skip"] = "stop"
+    """Rows that cannot be read: broken JSON, too many or too few cells."""
+    odd_values: Literal["fix", "skip", "stop"] = "fix"
+    """Rows with NaN (read as empty) or with a key that stands twice (the last value counts)."""
+    empty_answers: Literal["skip", "stop"] = "skip"
+    """Rows without an answer, or without any text."""
+    duplicates: Literal["keep", "skip", "stop"] = "keep"
+    """Rows that stand in the data word for word before; the first stays."""
+    near_duplicates: Literal["keep", "skip", "stop"] = "keep"
+    """Rows that nearly repeat an earlier one (MinHash)."""
+    control_characters: Literal["fix", "keep", "skip", "stop"] = "fix"
+    """Characters that cannot be seen and mean nothing in a text; fixing removes them."""
+    mojibake: Literal["keep", "fix", "skip", "stop"] = "keep"
+    """Text that was once decoded wrongly, as `Ã©` for `é`."""
+    secrets: Literal["keep", "fix", "skip", "stop"] = "keep"
+    """What looks like a key, a password or an e-mail address; fixing puts a placeholder there."""
+    languages: Literal["keep", "skip", "stop"] = "keep"
+    """Rows in another language than most."""
+    same_answers: Literal["keep", "stop"] = "keep"
+    """One answer that stands in most rows."""
+    lost_ends: Literal["keep", "fix", "skip", "stop"] = "keep"
+    """Answers cut at `max_length`, so that their end is not learned; fixing cuts the start."""
+    leaks: Literal["fix", "keep", "stop"] = "fix"
+    """Held-out rows that are also trained on; fixing trains on them only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
     """The text to learn from."""
 
     files: tuple[str, ...] = ()
-    """Paths of the files, in the order they are read."""
+    """Paths of files, folders and archives, in the order they are read."""
+    hub: HubSpec = field(default_factory=HubSpec)
+    """A dataset of the Hub, read after the files."""
+    encoding: str = "auto"
+    """Character encoding of the text files, as Python names it; `auto` finds it out."""
     format: FormatName = "auto"
     """What a row means; `auto` recognises it from the columns."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which column holds which part (`question`, `context`, `answer`, `system`, `turns`, `text`);
+    empty guesses from the names."""
+    template: str = ""
+    """A Jinja template over the columns: it makes the question where `columns` names an answer,
+    else the whole text."""
+    text_as: Literal["text", "pairs"] = "text"
+    """Whether documents are learned as they are, or as the questions and answers found in them."""
+    chat_template: ChatTemplateName = "plain"
+    """How turns are written for a model that brings no chat template."""
     max_length: int = 512
-    """Longest row in tokens; what is over is cut at the end."""
+    """Longest row in tokens."""
+    truncation: Literal["end", "start", "drop"] = "end"
+    """What is cut from a conversation over `max_length`: its end, its start, or the whole row."""
+    chunk_overlap: float = 0.0
+    """Share of a piece of a long text that the next piece repeats, 0 to 0.5."""
+    cut_marker: str = ""
+    """A line of this text always cuts a document and is itself left out; empty for none."""
     eval_fraction: float = 0.05
     """Share of documents held out to measure the loss on, 0 to 0.5."""
-    missing_answers: Literal["skip", "refuse"] = "skip"
-    """Whether a row without an answer is left out and counted, or stops the run."""
+    checks: ChecksSpec = field(default_factory=ChecksSpec)
+    """What is done about what the checks find."""
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is anything to read."""
+        return bool(self.files or self.hub.repo_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +249,18 @@ class Recipe:
             raise RecipeError.of(problems)
         return type(self).from_dict(tree)
 
+    def problems_of_data(self) -> Iterable[StudioError]:
+        """Yield what does not fit within the data section."""
+        data = self.data
+        unknown = sorted(set(data.columns) - set(PARTS))
+        if unknown:
+            yield StudioError("recipe.unknown_part", part=unknown[0], known=", ".join(PARTS))
+        try:
+            if data.encoding != "auto":
+                codecs.lookup(data.encoding)
+        except (LookupError, ValueError):
+            yield StudioError("recipe.unknown_encoding", encoding=data.encoding)
+
     def with_files(self, files: Iterable[str]) -> Self:
         """Return the same recipe over other data files."""
         return replace(self, data=replace(self.data, files=tuple(files)))
@@ -184,6 +276,7 @@ class Recipe:
             and self.adapter.target_modules != ALL_LINEAR
         ):
             yield StudioError("recipe.no_target_modules")
+        yield from self.problems_of_data()
         for path, (low, high) in BOUNDS.items():
             value = self.value(path)
             if value is not None and not low <= value <= high:
@@ -200,6 +293,9 @@ class Recipe:
 # Inclusive. The page's sliders take their ends from here.
 BOUNDS: dict[str, tuple[float, float]] = {
     "data.max_length": (8, 131_072),
+    "data.chunk_overlap": (0, 0.5),
+    "data.hub.start": (0, 10**12),
+    "data.hub.rows": (1, 10**12),
     "data.eval_fraction": (0, 0.5),
     "adapter.r": (1, 256),
     "adapter.lora_alpha": (1, 1024),
@@ -288,6 +384,12 @@ def _fit(value: Any, hint: Any) -> Any:
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)
         raise TypeError
+    if origin is collections.abc.Mapping:
+        if isinstance(value, Mapping) and all(
+            isinstance(item, str) for pair in value.items() for item in pair
+        ):
+            return dict(value)
+        raise TypeError
     return _fit_scalar(_number_or(value) if hint in (int, float) else value, hint)
 
 
@@ -322,8 +424,8 @@ def _names(hint: Any) -> list[str]:
         return [name for option in typing.get_args(hint) for name in _names(option)]
     if typing.get_origin(hint) is Literal:
         return [str(option) for option in typing.get_args(hint)]
-    if typing.get_origin(hint) is tuple:
-        return ["list"]
+    if typing.get_origin(hint) in (tuple, collections.abc.Mapping):
+        return ["list" if typing.get_origin(hint) is tuple else "names and values"]
     words = {int: "whole number", float: "number", str: "text", bool: "true | false"}
     return [words.get(hint, "null")]
 

@@ -121,7 +121,7 @@ def test_a_row_whose_answer_column_is_missing_is_skipped() -> None:
 def test_missing_answers_can_be_refused_by_row() -> None:
     rows = records(*({"question": "q", "answer": "a" if at % 2 else ""} for at in range(30)))
     with pytest.raises(DatasetError, match=r"15 \(f\.jsonl:1, f\.jsonl:3.*…\)"):
-        normalise(rows, "auto", "refuse")
+        normalise(rows, "auto", "stop")
 
 
 def test_sharegpt_names_become_roles() -> None:

@@ -13,7 +13,7 @@ from lora_studio.data.encoding import IGNORE_INDEX, encode_texts
 from lora_studio.data.preparation import prepare
 from lora_studio.data.preview import preview
 from lora_studio.errors import DatasetError, ModelError
-from lora_studio.recipe import DataSpec
+from lora_studio.recipe import ChecksSpec, DataSpec
 
 E2E = Path(__file__).resolve().parents[2] / "shared" / "data" / "e2e_valid.jsonl"
 
@@ -220,7 +220,10 @@ def test_a_tokenizer_without_an_end_token_is_refused(pairs: Path, plain: Any) ->
 
 def test_missing_answers_can_stop_the_run(tmp_path: Path, tokenizer: Any) -> None:
     file = rows_file(tmp_path, [{"prompt": "p", "completion": c} for c in ("c", "d", "")])
-    assert refused(tokenizer, file, missing_answers="refuse").values["rows"] == "rows.jsonl:3"
+    assert (
+        refused(tokenizer, file, checks=ChecksSpec(empty_answers="stop")).values["rows"]
+        == "rows.jsonl:3"
+    )
 
 
 @pytest.mark.skipif(not E2E.exists(), reason="the benchmark data is not here")

@@ -208,3 +208,24 @@ def test_every_field_says_in_its_docstring_what_it_is() -> None:
                 continue
             after = source.split(f"\n    {entry.name}: ", 1)[1].splitlines()[1]
             assert after.strip().startswith('"""'), entry.name
+
+
+def test_the_data_section_names_what_does_not_fit() -> None:
+    text = """
+data:
+  columns: {question: 질문, antwort: Antwort}
+  encoding: latin-99
+  checks: {duplicates: fix}
+"""
+    assert [key for key, _ in problems_of(text)] == [
+        "recipe.wrong_type",
+        "recipe.unknown_part",
+        "recipe.unknown_encoding",
+    ]
+    assert problems_of("data: {columns: [a]}") == [("recipe.wrong_type", "data.columns")]
+
+
+def test_a_mapping_of_columns_survives_the_file() -> None:
+    recipe = Recipe.from_yaml("data: {columns: {question: 질문, answer: 답}}")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.data.columns == {"question": "질문", "answer": "답"}

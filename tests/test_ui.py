@@ -21,7 +21,7 @@ from lora_studio.ui.train import pasted_name, read_draft
 
 MODULES = ("q_proj", "v_proj")
 PATHS = [
-    "name", "precision", "data.format", "data.missing_answers", "data.max_length",
+    "name", "precision", "data.format", "data.max_length",
     "data.eval_fraction", "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
     "adapter.target_modules", "adapter.bias", "adapter.use_rslora", "training.num_train_epochs",
     "training.max_steps", "training.learning_rate", "training.per_device_train_batch_size",

@@ -51,7 +51,7 @@ def recognise(records: Sequence[Record]) -> FormatName:
 
 
 def normalise(
-    records: Sequence[Record], format_name: FormatName, missing_answers: Literal["skip", "refuse"]
+    records: Sequence[Record], format_name: FormatName, empty_answers: Literal["skip", "stop"]
 ) -> tuple[list[Example], list[Skipped]]:
     """Turn records of any number of files into examples, each file by its own columns.
 
@@ -61,7 +61,7 @@ def normalise(
     Args:
         records: What `files.read` returned.
         format_name: What every file must be, or `auto` to recognise each by itself.
-        missing_answers: Whether a row without an answer is left out or refused.
+        empty_answers: Whether a row without an answer is left out or refused.
 
     Returns:
         The examples, and the rows that give none, each in the order of the files.
@@ -79,7 +79,7 @@ def normalise(
                 examples.append(_example(record, parts))
             except turns.UnusableRowError as error:
                 skipped.append(Skipped(record.file, record.number, error.reason))
-    if missing_answers == "refuse":
+    if empty_answers == "stop":
         _refuse(skipped)
     return examples, skipped
 

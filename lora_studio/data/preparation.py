@@ -75,7 +75,7 @@ def prepare(
     """
     paths = [Path(file) for file in spec.files]
     records = files.read(paths)
-    examples, skipped = formats.normalise(records, spec.format, spec.missing_answers)
+    examples, skipped = formats.normalise(records, spec.format, spec.checks.empty_answers)
     chats = [example for example in examples if example.is_chat]
     texts = [example for example in examples if not example.is_chat]
     templates.ensure_end_token(tokenizer)

@@ -89,15 +89,6 @@ def build(form: Form) -> DataCard:
                     elem_id="data-format",
                 ),
             )
-            missing = form.add(
-                "data.missing_answers",
-                gr.Radio(
-                    [(text("missing_skip"), "skip"), (text("missing_refuse"), "refuse")],
-                    value=default.missing_answers,
-                    label=text("data_missing"),
-                    info=hint("data.missing_answers"),
-                ),
-            )
         with gr.Row():
             length = form.add(
                 "data.max_length",
@@ -115,7 +106,7 @@ def build(form: Form) -> DataCard:
             )  # fmt: skip
     return DataCard(
         card, files, pasted, add, examples, report, gr.State([]), gr.State(None),
-        [kind, missing, length, fraction],
+        [kind, length, fraction],
     )  # fmt: skip
 
 
