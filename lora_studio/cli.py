@@ -233,9 +233,10 @@ def _preview(options: argparse.Namespace, settings: Settings) -> int:
         _print_json(found)
         return DONE
     _print_facts({name: value for name, value in found.items() if isinstance(value, (int, str))})
-    for example in found["examples"]:
+    for sample in found["samples"]:
         print("---")
-        print("".join(f"[{text}]" if trained else text for text, trained in example["pieces"]))
+        tokens = zip(sample["tokens"], sample["mask"], strict=True)
+        print("".join(f"[{text}]" if trained else text for text, trained in tokens))
     return DONE
 
 

@@ -92,6 +92,11 @@ class ChecksSpec:
     """Held-out rows that are also trained on; fixing trains on them only."""
 
 
+def choices(check: str) -> tuple[str, ...]:
+    """Return what can be done about one check, as `duplicates`; the default comes first."""
+    return typing.get_args(typing.get_type_hints(ChecksSpec)[check])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
     """The text to learn from."""

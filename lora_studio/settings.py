@@ -134,6 +134,11 @@ class Settings:
         """What can be made again: inspections, previews, zips."""
         return self.home / "cache"
 
+    @property
+    def prepared(self) -> Path:
+        """Encoded data: what a preview has made, a training need not make again."""
+        return self.cache / "prepared"
+
 
 def _whole(env: Mapping[str, str], name: str, default: int) -> int:
     try:

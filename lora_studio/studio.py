@@ -166,6 +166,35 @@ class Studio:
         _refuse(_file_problems(recipe))
         yield from self._bench.stream("preview", recipe=recipe, token=token)
 
+    def rows(
+        self,
+        recipe: Recipe,
+        part: str,
+        page: int = 1,
+        search: str = "",
+        *,
+        token: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Show ten rows of a recipe's data.
+
+        Args:
+            recipe: As in `preview`.
+            part: `train`, `evaluation` or `skipped`.
+            page: Which ten, from 1.
+            search: Only rows that contain this.
+            token: For a gated model or dataset.
+
+        Yields:
+            As `preview`; the result is that of `lora_studio.data.preparation.Prepared.page`.
+
+        Raises:
+            StudioError: As `preview`.
+        """
+        self._check_source(recipe.model.source)
+        _refuse(_file_problems(recipe))
+        asked = {"recipe": recipe, "part": part, "page": page, "search": search}
+        yield from self._bench.stream("rows", **asked, token=token)
+
     def precision(self, recipe: Recipe) -> str:
         """Return the number format a recipe would use here.
 
@@ -430,9 +459,9 @@ def _refuse(problems: Sequence[StudioError]) -> None:
         raise RecipeError.of(problems)
 
 
-def _is_file(file: str) -> bool:
+def _exists(file: str) -> bool:
     try:
-        return Path(file).expanduser().is_file()
+        return Path(file).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
         return False
 
@@ -441,8 +470,8 @@ def _file_problems(recipe: Recipe) -> list[StudioError]:
     problems: list[StudioError] = [
         StudioError("run.file_missing", file=file)
         for file in recipe.data.files
-        if not _is_file(file)
+        if not _exists(file)
     ]
-    if not recipe.data.files:
+    if not recipe.data.has_source:
         problems.append(StudioError("run.no_data"))
     return problems

@@ -10,9 +10,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lora_studio.data.preparation import prepare
+from lora_studio.data.preparation import Prepared, prepare
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_tokenizer
@@ -33,6 +33,7 @@ class Workbench:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tokenizers: dict[Path, Any] = {}
+        self._last: tuple[Any, Prepared | None] = (None, None)
 
     def fetch(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
         """Bring a model with its weights to this machine; the result is its folder."""
@@ -46,34 +47,77 @@ class Workbench:
 
     def preview(self, recipe: Recipe, token: str | None = None) -> Iterator[dict[str, Any]]:
         """Encode a recipe's data; the result is the report's `to_dict()`."""
-        return _with_progress(lambda progress: self._preview(recipe, token, progress))
+        return _with_progress(
+            lambda progress: self._prepared(recipe, token, progress).report.to_dict()
+        )
+
+    def rows(
+        self,
+        recipe: Recipe,
+        part: Literal["train", "evaluation", "skipped"],
+        page: int,
+        search: str = "",
+        token: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Show a page of a recipe's rows; the result is that of `Prepared.page`."""
+        return _with_progress(
+            lambda progress: self._last_prepared(recipe, token, progress).page(part, page, search)
+        )
 
     def _inspect(self, source: str, token: str | None, progress: Progress) -> ModelInfo:
         folder = resolve(source, self._settings, token=token, on_progress=progress, weights=False)
         progress("inspect", 0, 0)
         return inspect_model(folder, source)
 
-    def _preview(self, recipe: Recipe, token: str | None, progress: Progress) -> dict[str, Any]:
+    def _last_prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
+        """Return what the last preview of this recipe made, without reading the files again."""
+        known, prepared = self._last
+        if prepared is not None and known == _asked(recipe):
+            return prepared
+        return self._prepared(recipe, token, progress)
+
+    def _prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
         folder = resolve(
             recipe.model.source, self._settings, token=token, on_progress=progress, weights=False
         )
         if folder not in self._tokenizers:
             progress("start", 0, 0)
-            self._tokenizers = {folder: load_tokenizer(folder)}
+            tokenizer = load_tokenizer(folder)
+            self._tokenizers = {folder: (tokenizer, tokenizer.chat_template)}
+        # One without a template is given that of the recipe, each time anew.
+        tokenizer, tokenizer.chat_template = self._tokenizers[folder]
         prepared = prepare(
             recipe.data,
-            self._tokenizers[folder],
+            tokenizer,
             recipe.seed,
             on_progress=lambda done, total: progress("tokenize", done, total),
+            cache=self._settings.prepared,
+            token=token,
         )
-        return prepared.report.to_dict()
+        self._last = _asked(recipe), prepared
+        return prepared
+
+
+class _Cancelled(BaseException):
+    """Nobody waits for the result any more."""
+
+
+def _asked(recipe: Recipe) -> Any:
+    """Return what a preview follows from."""
+    return recipe.model, recipe.data, recipe.seed
 
 
 def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
-    """Run `work` in a thread and yield the progress it reports, then its result."""
+    """Run `work` in a thread and yield the progress it reports, then its result.
+
+    Closing the iterator ends the work at its next report.
+    """
     news: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+    is_closed = threading.Event()
 
     def report(stage: str, done: int, total: int) -> None:
+        if is_closed.is_set():
+            raise _Cancelled
         news.put({"stage": stage, "done": done, "total": total})
 
     def run() -> None:
@@ -83,10 +127,13 @@ def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
             news.put(error)
 
     threading.Thread(target=run, daemon=True).start()
-    while True:
-        item = news.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
-        if "result" in item:
-            return
+    try:
+        while True:
+            item = news.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if "result" in item:
+                return
+    finally:
+        is_closed.set()

@@ -235,15 +235,55 @@ def test_preview_shows_the_tokens_that_are_trained(cli: Call, recipe: Path) -> N
     said = cli("preview", recipe, "--json")
     assert said.code == 0, said.err
     found = json.loads(said.out)
-    assert (found["format"], found["rows"], found["train_rows"], found["eval_rows"]) == (
+    assert (found["format"], found["rows"], found["trained_rows"], found["eval_rows"]) == (
         "prompt_completion", 12, 10, 2,
     )  # fmt: skip
-    assert {"tokens", "tokens_median", "tokens_longest", "truncated", "examples"} <= set(found)
-    pieces = found["examples"][0]["pieces"]
-    trained = "".join(text for text, on in pieces if on)
+    assert (found["skipped"], found["truncated"], found["encoding"]) == ({}, 0, "utf-8")
+    assert 0 < found["trained_tokens"] < found["tokens"]
+    sample = found["samples"][0]
+    assert sample["text"] == "".join(sample["tokens"])
+    trained = "".join(text for text, on in zip(sample["tokens"], sample["mask"], strict=True) if on)
     assert "is in the" in trained
     assert "name :" not in trained
     assert "[" in cli("preview", recipe).out
+
+
+def test_preview_adds_up_and_names_what_is_skipped(cli: Call, recipe: Path) -> None:
+    rows = [
+        {"질문": f"몇 번째예요? {at}", "답변": f"{at}번째예요." if at % 5 else ""}
+        for at in range(20)
+    ]
+    file = recipe.parent / "질문.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = cli("preview", recipe, "--json", "--set", f"data.files=[{file}]")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["format"] == "question_answer"
+    assert found["skipped"] == {"data.skip_no_answer": 4}
+    assert found["rows"] == 20 == found["trained_rows"] + found["eval_rows"] + 4
+    (finding,) = (item for item in found["findings"] if item["check"] == "empty_answers")
+    assert (finding["count"], finding["rows"][0]) == (4, ["질문.jsonl", 1])
+
+
+BAD_FILES = {
+    "binary.csv": (bytes(range(256)) * 9, "binary.csv"),
+    "deep.json": (b"[" * 100_000, "deep.json"),
+    "cut.jsonl": (b'{"prompt": "a", "completion": "b"}\n{"prompt": ', "Line 2 of cut.jsonl"),
+    "not.docx": (b"PK\x03\x04 nothing", "not.docx"),
+    "not.pdf": (b"%PDF-1.7 nothing", "not.pdf"),
+    "bomb.gz": (b"not packed", "bomb.gz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_data_is_a_sentence_that_names_the_file(cli: Call, recipe: Path, name: str) -> None:
+    content, named = BAD_FILES[name]
+    file = recipe.parent / name
+    file.write_bytes(content)
+    said = cli("preview", recipe, "--json", "--set", f"data.files=[{file}]")
+    assert (said.code, said.out) == (2, "")
+    assert named in said.err
+    assert "Traceback" not in said.err
 
 
 # What is wrong

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_studio.data import templates
-from lora_studio.data.encoding import IGNORE_INDEX, Encoded, encode, encode_chats, encode_texts
+from lora_studio.data.encoding import IGNORE_INDEX, ChatEncoder, Encoded, Whole, encode
 from lora_studio.data.examples import Example, Message, Record
 from lora_studio.errors import DatasetError, ModelError
 
@@ -195,8 +195,8 @@ def test_a_refused_system_turn_goes_before_the_question(tiny_gpt2: Path) -> None
 def test_a_conversation_the_template_refuses_is_given_back_as_a_refusal(tiny_gpt2: Path) -> None:
     tokenizer = tokenizer_with(tiny_gpt2, GEMMA)
     bad = chat(QUESTION, AGAIN, ANSWER)
-    good, refusal = encode_chats([chat(QUESTION, ANSWER), bad], tokenizer, 1000)
-    assert isinstance(good, Encoded)
+    good, refusal = ChatEncoder(tokenizer).encode([chat(QUESTION, ANSWER), bad])
+    assert isinstance(good, Whole)
     assert isinstance(refusal, DatasetError)
     assert "Roles must alternate" in str(refusal)
     with pytest.raises(DatasetError):
@@ -213,7 +213,8 @@ def test_a_greeting_before_the_first_question_is_read_not_trained(tiny_llama: Pa
 def test_a_batch_gives_the_same_rows_as_one_at_a_time(case: tuple[Any, str]) -> None:
     tokenizer, _ = case
     examples = [chat(QUESTION, ANSWER), chat(QUESTION, ANSWER, AGAIN, LAST), chat(AGAIN, LAST)]
-    assert encode_chats(examples, tokenizer, 1000) == [
+    rows = ChatEncoder(tokenizer).encode(examples)
+    assert [Encoded.cut(row, 0, 1000) for row in rows] == [
         encode(example, tokenizer, 1000) for example in examples
     ]
 
@@ -233,7 +234,7 @@ def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny_gpt2: Path) -> N
     tokenizer.pad_token = None
     assert templates.ensure_chat_template(tokenizer)
     assert not templates.ensure_chat_template(tokenizer)
-    assert templates.is_plain(tokenizer)
+    assert templates.name_of(tokenizer) == "plain"
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     text = templates.render(
         tokenizer, (SYSTEM, QUESTION, ANSWER, AGAIN), add_generation_prompt=True
@@ -248,7 +249,7 @@ def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny_gpt2: Path) -> N
 def test_the_plain_template_begins_as_the_tokenizer_does(tiny_gpt2: Path) -> None:
     tokenizer = beginning(tiny_gpt2)
     templates.ensure_chat_template(tokenizer)
-    assert templates.is_plain(tokenizer)
+    assert templates.name_of(tokenizer) == "plain"
     assert templates.prompt_ids(tokenizer, (QUESTION,))[0] == tokenizer.bos_token_id
     row = encode(chat(QUESTION, ANSWER), tokenizer, 1000)
     assert row.input_ids.count(tokenizer.bos_token_id) == 1
@@ -270,27 +271,3 @@ def beginning(folder: Path) -> Any:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     return tokenizer
-
-
-@pytest.mark.parametrize("max_length", [8, 33, 100_000])
-@pytest.mark.parametrize("begins", [False, True])
-def test_a_text_is_trained_on_exactly_once(
-    tiny_gpt2: Path, *, max_length: int, begins: bool
-) -> None:
-    tokenizer = beginning(tiny_gpt2) if begins else tokenizer_with(tiny_gpt2, None)
-    texts = ["한 문단이에요. 🍋 둘째 문장이에요.\n\nThe quick brown fox.\n" * 9, "short", "x" * 500]
-    for text, rows in zip(texts, encode_texts(texts, tokenizer, max_length), strict=True):
-        labels = [label for row in rows for label in row.labels if label != IGNORE_INDEX]
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert labels == [*ids, tokenizer.eos_token_id]
-        assert all(len(row.input_ids) <= max_length and not row.truncated for row in rows)
-        assert [row.input_ids[0] == tokenizer.bos_token_id for row in rows] == [begins] * len(rows)
-        assert all(row.trained_tokens > 1 for row in rows)
-
-
-def test_a_text_is_cut_between_paragraphs_where_it_can_be(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, None)
-    paragraph = "The quick brown fox jumps. " * 5
-    (rows,) = encode_texts(["\n\n".join([paragraph.strip()] * 6)], tokenizer, 100)
-    assert len(rows) > 2
-    assert all(tokenizer.decode(row.input_ids).endswith("\n\n") for row in rows[:-1])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_studio.data.files import fingerprint, read
+from lora_studio.data.examples import Record
+from lora_studio.data.reading.sources import Unreadable, fingerprint, open_sources
 from lora_studio.errors import DatasetError
 
 KOREAN = "질문,답변\n대한민국의 수도는 어디예요?,서울이에요.\n"
@@ -16,6 +18,17 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
     file = folder / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return file
+
+
+def read(paths: Sequence[Path]) -> list[Record]:
+    """Return all records; the first row that cannot be read is an error."""
+    found = []
+    with open_sources(paths) as sources:
+        for row in (row for source in sources for row in source.records()):
+            if isinstance(row, Unreadable):
+                raise row.error
+            found.append(row)
+    return found
 
 
 def refused(*files: Path) -> DatasetError:
@@ -187,7 +200,7 @@ def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
         ("none.json", b"[]", "data.header_only"),
         ("number.json", b"42", "data.no_rows"),
         ("two.json", b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "data.no_rows"),
-        ("sheet.xlsx", b"PK", "data.unknown_kind"),
+        ("sheet.ods", b"PK", "data.unknown_kind"),
         ("noending", b"hello", "data.unknown_kind"),
     ],
 )
@@ -200,7 +213,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, content: bytes,
 def test_missing_files_folders_and_no_files_say_so(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     assert refused(tmp_path / "gone.txt").key == "data.missing_file"
-    assert refused(tmp_path / "folder.txt").key == "data.is_folder"
+    assert refused(tmp_path / "folder.txt").key == "data.nothing_known"
     assert refused().key == "data.no_files"
 
 

@@ -1,19 +1,34 @@
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_studio.data import templates
-from lora_studio.data.encoding import IGNORE_INDEX, encode_texts
+from lora_studio.data.encoding import IGNORE_INDEX, Encoded
 from lora_studio.data.preparation import prepare
-from lora_studio.data.preview import preview
+from lora_studio.data.preview import Sample, sample
 from lora_studio.errors import DatasetError, ModelError
 from lora_studio.recipe import ChecksSpec, DataSpec
+
+
+def add_beginning(tokenizer: Any) -> None:
+    """Have the tokenizer put its beginning token before a text, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A",
+        pair="<|im_start|> $A $B",
+        special_tokens=[("<|im_start|>", tokenizer.bos_token_id)],
+    )
+
 
 E2E = Path(__file__).resolve().parents[2] / "shared" / "data" / "e2e_valid.jsonl"
 
@@ -49,10 +64,12 @@ def test_rows_add_up(tmp_path: Path, tokenizer: Any) -> None:
     rows[7]["completion"] = None
     result = prepare(spec(rows_file(tmp_path, rows), max_length=100), tokenizer, 0)
     report = result.report
-    assert report.rows == 40 == report.train_rows + report.eval_rows + report.skipped_rows
-    assert (len(result.train), len(result.evaluation)) == (report.train_rows, report.eval_rows)
+    assert (
+        report.rows == 40 == report.trained_rows + report.eval_rows + sum(report.skipped.values())
+    )
+    assert (len(result.train), len(result.evaluation)) == (report.trained_rows, report.eval_rows)
     assert report.eval_rows == 2
-    assert [(row.number, row.reason) for row in report.skipped] == [
+    assert [(row.number, row.reason) for row in report.skipped_rows] == [
         (5, "data.skip_no_answer"),
         (8, "data.skip_no_answer"),
         (10, "data.skip_answer_cut"),
@@ -65,8 +82,8 @@ def test_the_report_is_json_and_says_what_was_understood(pairs: Path, tokenizer:
     assert json.loads(json.dumps(report)) == report
     assert report["format"] == "prompt_completion"
     assert report["formats"] == {"pairs.jsonl": "prompt_completion"}
-    assert (report["train_rows"], report["eval_rows"], report["truncated"]) == (19, 1, 0)
-    assert not report["plain_template"]
+    assert (report["trained_rows"], report["eval_rows"], report["truncated"]) == (19, 1, 0)
+    assert not report["own_template"]
     assert len(report["prompts"]) == 2
     assert report["tokens"] == sum(len(row.input_ids) for row in result.train)
     assert report["trained_tokens"] == sum(row.trained_tokens for row in result.train)
@@ -85,21 +102,30 @@ def test_the_first_prompt_is_a_held_out_question(pairs: Path, tokenizer: Any) ->
 
 def test_the_preview_joins_to_the_row_and_marks_the_answer(pairs: Path, tokenizer: Any) -> None:
     result = prepare(spec(pairs), tokenizer, 0)
-    assert len(result.report.examples) == 5
-    for row, shown in zip(result.train, result.report.examples, strict=False):
-        assert "".join(text for text, _ in shown.pieces) == tokenizer.decode(row.input_ids)
-        answer = "".join(text for text, on in shown.pieces if on)
-        assert answer.endswith(" area .<|im_end|>")
+    assert len(result.report.samples) == 5
+    for row, shown in zip(result.train, result.report.samples, strict=False):
+        assert "".join(shown.tokens) == shown.text == tokenizer.decode(row.input_ids)
+        pieces = zip(shown.tokens, shown.mask, strict=True)
+        assert "".join(text for text, on in pieces if on).endswith(" area .<|im_end|>")
         assert shown.end_token
-        assert len(shown.pieces) == len(row.input_ids)
+        assert len(shown.tokens) == len(row.input_ids)
+
+
+def shown_of(text: str, tokenizer: Any) -> Sample:
+    """Return a plain text as it is shown, its end token included."""
+    ids = [*templates.token_ids(tokenizer, [text])[0], tokenizer.eos_token_id]
+    row = Encoded(ids, ids, len(ids))
+    shown = sample(row, "a.txt", 1, tokenizer, frozenset({tokenizer.eos_token_id}))
+    assert shown.text == tokenizer.decode(ids)
+    return shown
 
 
 def test_characters_of_several_tokens_are_shown_whole(plain: Any) -> None:
     text = "꽃 🍋 그리고 \ufffd 그다음 👩‍👩‍👧"
-    ((row,),) = encode_texts([text], plain, 500)
-    shown = preview(row, plain, frozenset({plain.eos_token_id}))
-    assert "".join(piece for piece, _ in shown.pieces) == f"{text}<|endoftext|>"
-    assert any(piece == "🍋" for piece, _ in shown.pieces)
+    shown = shown_of(text, plain)
+    assert shown.text == f"{text}<|endoftext|>"
+    assert "🍋" in shown.tokens
+    assert shown.end_token
 
 
 def test_spaces_of_a_sentencepiece_tokenizer_are_shown() -> None:
@@ -114,17 +140,14 @@ def test_spaces_of_a_sentencepiece_tokenizer_are_shown() -> None:
     )
     backend.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    ((row,),) = encode_texts(["the quick fox jumps"], tokenizer, 100)
-    shown = preview(row, tokenizer, frozenset({tokenizer.eos_token_id}))
-    assert "".join(piece for piece, _ in shown.pieces) == tokenizer.decode(row.input_ids)
-    assert "the quick fox" in "".join(piece for piece, _ in shown.pieces)
+    assert "the quick fox jumps" in shown_of("the quick fox jumps", tokenizer).text
 
 
 def test_a_cut_answer_has_no_end_token_in_its_preview(pairs: Path, tokenizer: Any) -> None:
     whole = prepare(spec(pairs), tokenizer, 0).train[0]
     cut = prepare(spec(pairs, max_length=whole.answer_start + 8), tokenizer, 0)
     assert cut.report.truncated > 0
-    assert not cut.report.examples[0].end_token
+    assert not cut.report.samples[0].end_token
 
 
 def test_one_long_text_is_cut_and_its_end_held_out(tmp_path: Path, plain: Any) -> None:
@@ -136,10 +159,70 @@ def test_one_long_text_is_cut_and_its_end_held_out(tmp_path: Path, plain: Any) -
     learned = "".join(plain.decode(row.input_ids) for row in result.train)
     assert held == "\n\n".join(paragraphs[57:]) + "<|endoftext|>"
     assert learned == "\n\n".join(paragraphs[:57]) + "<|endoftext|>"
-    assert (result.report.format, result.report.rows, result.report.truncated) == ("text", 1, 0)
+    report = result.report
+    assert (report.format, report.records, report.truncated) == ("text", 1, 0)
+    assert report.rows == len(result.train) + len(result.evaluation) > 2
     assert result.report.prompts[0].startswith("Paragraph number 57")
-    assert not result.report.plain_template
+    assert not result.report.own_template
     assert plain.chat_template is None
+
+
+def texts_of(
+    folder: Path, texts: Sequence[str], tokenizer: Any, **values: Any
+) -> list[list[Encoded]]:
+    """Return the rows that each text becomes, nothing held out."""
+    found = []
+    for at, text in enumerate(texts):
+        file = folder / f"{at}.txt"
+        file.write_text(text, encoding="utf-8")
+        found.append(list(prepare(spec(file, eval_fraction=0, **values), tokenizer, 0).train))
+    return found
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+@pytest.mark.parametrize("max_length", [8, 33, 100])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_text_is_trained_on_exactly_once(
+    tmp_path: Path, plain: Any, *, max_length: int, begins: bool, overlap: float
+) -> None:
+    if begins:
+        add_beginning(plain)
+    texts = ["한 문단이에요. 🍋 둘째 문장이에요.\n\nThe quick brown fox.\n" * 9, "x" * 500]
+    texts = [text.strip() for text in texts]
+    found = texts_of(tmp_path, texts, plain, max_length=max_length, chunk_overlap=overlap)
+    for text, rows in zip(texts, found, strict=True):
+        labels = [label for row in rows for label in row.labels if label != IGNORE_INDEX]
+        ids = plain(text, add_special_tokens=False)["input_ids"]
+        assert labels == [*ids, plain.eos_token_id]
+        assert all(len(row.input_ids) <= max_length and not row.truncated for row in rows)
+        assert [row.input_ids[0] == plain.bos_token_id for row in rows] == [begins] * len(rows)
+
+
+def test_a_piece_begins_with_the_end_of_the_one_before(tmp_path: Path, plain: Any) -> None:
+    text = " ".join(f"word{at}" for at in range(200))
+    (rows,) = texts_of(tmp_path, [text], plain, max_length=64, chunk_overlap=0.25)
+    assert len(rows) > 3
+    for before, row in itertools.pairwise(rows):
+        repeated = row.labels.count(IGNORE_INDEX)
+        assert 0 < repeated <= 16
+        assert row.input_ids[:repeated] == before.input_ids[-repeated:]
+
+
+def test_a_text_is_cut_between_paragraphs_where_it_can_be(tmp_path: Path, plain: Any) -> None:
+    paragraph = "The quick brown fox jumps. " * 5
+    text = "\n\n".join([paragraph.strip()] * 6)
+    (rows,) = texts_of(tmp_path, [text], plain, max_length=100)
+    assert len(rows) > 2
+    assert all(plain.decode(row.input_ids).endswith("\n\n") for row in rows[:-1])
+
+
+def test_a_marker_cuts_a_text_and_is_left_out(tmp_path: Path, plain: Any) -> None:
+    (rows,) = texts_of(tmp_path, ["one\n***\ntwo\n***\nthree"], plain, cut_marker="***")
+    assert [plain.decode(row.input_ids).strip() for row in rows] == [
+        "one",
+        "two",
+        "three<|endoftext|>",
+    ]
 
 
 def test_text_rows_are_documents_of_their_own(tmp_path: Path, plain: Any) -> None:
@@ -154,32 +237,33 @@ def test_texts_and_chats_mix(tmp_path: Path, pairs: Path, plain: Any) -> None:
     steps: list[tuple[int, int]] = []
     result = prepare(spec(story, pairs), plain, 0, lambda done, total: steps.append((done, total)))
     assert result.report.format == "mixed"
-    assert result.report.plain_template
-    assert steps[-1] == (21, 21)
+    assert result.report.own_template == "plain"
+    assert steps[-1] == (22, 22)  # the story is two rows: its start, and its end held out
     again = prepare(spec(story, pairs), plain, 0)
-    assert again == result
+    assert again.report == result.report
+    assert list(again.train) == list(result.train)
 
 
-def test_the_dataset_has_the_two_columns(pairs: Path, tokenizer: Any) -> None:
+def test_the_dataset_has_the_two_columns(pairs: Path, tokenizer: Any, tmp_path: Path) -> None:
     result = prepare(spec(pairs), tokenizer, 0)
-    dataset = result.to_dataset()
+    dataset = result.to_dataset(tmp_path)
     assert dataset.column_names == ["input_ids", "labels"]
     assert dataset[0]["labels"] == result.train[0].labels
-    assert len(result.to_dataset("evaluation")) == 1
+    assert len(result.to_dataset(tmp_path, "evaluation")) == 1
     assert dataset[0]["labels"][0] == IGNORE_INDEX
 
 
-def test_no_fraction_holds_nothing_out(pairs: Path, tokenizer: Any) -> None:
+def test_no_fraction_holds_nothing_out(pairs: Path, tokenizer: Any, tmp_path: Path) -> None:
     result = prepare(spec(pairs, eval_fraction=0.0), tokenizer, 0)
-    assert (len(result.train), result.evaluation) == (20, [])
-    assert len(result.to_dataset("evaluation")) == 0
+    assert (len(result.train), list(result.evaluation)) == (20, [])
+    assert len(result.to_dataset(tmp_path, "evaluation")) == 0
     assert len(result.report.prompts) == 2
 
 
 def test_unused_columns_are_reported(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"id": at, "question": f"q{at}", "answer": at} for at in range(4)]
     report = prepare(spec(rows_file(tmp_path, rows)), tokenizer, 0).report
-    assert report.unused_columns == {"rows.jsonl": ("id",)}
+    assert report.unused_columns == {"rows.jsonl": ["id"]}
 
 
 def refused(tokenizer: Any, *files: Path, **values: Any) -> DatasetError:
@@ -202,7 +286,7 @@ def test_a_length_that_keeps_no_answer_is_refused_with_the_length_needed(
     error = refused(tokenizer, pairs, max_length=8)
     assert error.key == "data.answers_cut"
     needed = error.values["needed"]
-    assert prepare(spec(pairs, max_length=needed), tokenizer, 0).report.skipped_rows < 20
+    assert prepare(spec(pairs, max_length=needed), tokenizer, 0).report.trained_rows > 0
 
 
 def test_a_template_that_refuses_everything_is_named(pairs: Path, tokenizer: Any) -> None:
@@ -231,7 +315,7 @@ def test_no_held_out_question_is_trained_on(tokenizer: Any) -> None:
     result = prepare(spec(E2E), tokenizer, 7)
     assert result.report.rows == 4672 == len(result.train) + len(result.evaluation)
 
-    def questions(rows: list[Any]) -> set[tuple[int, ...]]:
+    def questions(rows: Sequence[Encoded]) -> set[tuple[int, ...]]:
         return {tuple(row.input_ids[: row.answer_start]) for row in rows}
 
     assert result.evaluation
@@ -241,8 +325,8 @@ def test_no_held_out_question_is_trained_on(tokenizer: Any) -> None:
 def test_the_room_imports_no_heavy_library() -> None:
     code = (
         "import sys, pathlib, importlib\n"
-        "for file in pathlib.Path('lora_studio/data').glob('*.py'):\n"
-        "    importlib.import_module('lora_studio.data.' + file.stem)\n"
+        "for file in pathlib.Path('lora_studio/data').rglob('*.py'):\n"
+        "    importlib.import_module('.'.join(file.with_suffix('').parts))\n"
         "heavy = {'torch', 'gradio', 'transformers', 'datasets', 'pyarrow', 'peft'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )

@@ -128,9 +128,9 @@ def unfold(page: Page, card: str) -> None:
         button.click()
 
 
-def choose_tiny(page: Page) -> None:
+def choose_tiny(page: Page, language: str = "en") -> None:
     unfold(page, "card-model")
-    page.get_by_label(say("page.model_folder"), exact=True).first.check()
+    page.get_by_label(say("page.model_folder", language), exact=True).first.check()
     page.locator("#model-folder input").click()
     page.get_by_role("option", name="tiny").click()
     expect(page.locator("#model-info")).to_contain_text("LlamaForCausalLM", timeout=60_000)
@@ -240,7 +240,7 @@ def test_what_cannot_be_read_is_a_sentence_on_the_page(tiny: Page, tiny_app: App
 
 
 def test_a_file_of_an_unknown_kind_is_refused_in_words(tiny: Page):
-    file = {"name": "notes.docx", "mimeType": "application/msword", "buffer": b"PK"}
+    file = {"name": "notes.exe", "mimeType": "application/octet-stream", "buffer": b"MZ"}
     tiny.set_input_files("#data-files input[type=file]", [file])
     expect(tiny.locator("body")).to_contain_text(".jsonl")
     expect(tiny.get_by_test_id("toast-body").first).to_be_visible()
@@ -282,7 +282,7 @@ def test_a_run_outlives_the_app_is_found_again_and_stopped_and_kept(
     assert points_of(tiny) > 0
     assert tiny.inner_text("#live .name") == "long-walk-1"
     expect(tiny.get_by_test_id("toast-body")).to_have_count(0)
-    # What a page says while its server is gone depends on what was under way; none of it is a fault.
+    # What a page says while its server is gone depends on what was under way: no fault of it.
     witness.complaints = said_before
     before = points_of(tiny)
     tiny.wait_for_function(f"{CURVE} > {before}")
@@ -323,6 +323,112 @@ def test_markup_in_the_data_is_shown_as_text_and_never_run(tiny: Page):
     expect(tiny.locator("#data-report")).to_contain_text(evil)
     assert tiny.locator("img[src=x]").count() == 0
     assert tiny.evaluate("window.struck") is None
+
+
+TABLE = """frage,antwort,mail
+What is A?,A is a letter.,x
+What is B?,Write to lee@example.com about it.,x
+What is C?,,x
+""" + "".join(f"What is {n}?,{n} is the number after {n - 1}.,x\n" for n in range(1, 31))
+
+
+def ready(page: Page) -> None:
+    """Wait until the data is prepared."""
+    page.wait_for_timeout(500)
+    expect(page.locator("#data-status .ls-preparing")).to_have_count(0, timeout=60_000)
+
+
+def choose(page: Page, dropdown: str, option: str) -> None:
+    page.locator(f"{dropdown} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table whose columns have names that say nothing to the program."""
+    file = tmp_path / "tabelle.csv"
+    file.write_text(TABLE, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(("locale", "language"), [("ko-KR", "ko"), ("en-US", "en")])
+def test_columns_are_chosen_where_they_are_not_recognised(
+    tiny_app: App, visit: Visit, table: Path, locale: str, language: str
+):
+    page = visit(tiny_app, locale=locale)
+    choose_tiny(page, language)
+    page.set_input_files("#data-files input[type=file]", [table])
+    expect(page.locator("#data-status")).to_contain_text("frage, antwort, mail", timeout=60_000)
+    expect(page.locator("#column-question input")).to_be_visible()
+    choose(page, "#column-question", "frage")
+    ready(page)
+    choose(page, "#column-answer", "antwort")
+    strip = {"en": "33 rows: 3", "ko": "33행: 학습 3"}[language]
+    expect(page.locator(".ls-strip")).to_contain_text(strip, timeout=60_000)
+    reason = say("data.skip_no_answer", language)
+    expect(page.locator(".ls-strip")).to_contain_text(f"({reason}: 1)")
+    expect(page.locator("#rows-list h4").first).to_have_text("tabelle.csv:2")
+    for style in ("m", "t", "e"):
+        expect(page.locator(f"#rows-list .ls-tokens .{style}").first).to_be_visible()
+    expect(page.locator("#total")).to_contain_text(say("page.sum_tokens", language))
+
+
+def test_rows_are_turned_over_searched_and_told_why_they_are_skipped(tiny: Page, table: Path):
+    choose_columns(tiny, table)
+    expect(tiny.locator("#rows-where")).to_have_text("page 1 of 4")
+    tiny.click("#rows-on")
+    expect(tiny.locator("#rows-where")).to_have_text("page 2 of 4")
+    tiny.click("#rows-back")
+    expect(tiny.locator("#rows-back")).to_be_disabled()
+    put(tiny, "rows-search", "lee@example")
+    tiny.click("#rows-find")
+    expect(tiny.locator("#rows-list h4")).to_have_count(1)
+    expect(tiny.locator("#rows-list")).to_contain_text("lee@example.com")
+    put(tiny, "rows-search", "")
+    tiny.locator("#rows-part input").nth(2).check()
+    expect(tiny.locator("#rows-list")).to_contain_text(
+        f"tabelle.csv:4 {say('data.skip_no_answer')}"
+    )
+
+
+def test_a_check_says_what_it_found_and_what_is_chosen_is_done(tiny: Page, table: Path):
+    choose_columns(tiny, table)
+    check = "#check-secrets"
+    expect(tiny.locator(check)).to_contain_text("tabelle.csv:3")
+    expect(tiny.locator("#check-mojibake")).to_be_hidden()
+    choose(tiny, check, say("page.choice_skip"))
+    expect(tiny.locator(".ls-strip")).to_contain_text(f"{say('data.skip_secrets')}: 1")
+    choose(tiny, check, say("page.choice_stop"))
+    expect(tiny.locator("#data-status .bad")).to_be_visible()
+    choose(tiny, check, say("page.choice_keep"))
+    expect(tiny.locator("#data-status .bad")).to_have_count(0)
+    expect(tiny.locator(".ls-strip")).to_be_visible()
+
+
+LINE = "document.querySelector('#lengths .plot').layout?.shapes?.[0]?.x0"
+
+
+def test_the_line_in_the_chart_moves_with_the_slider_in_the_browser(tiny: Page, pairs: Path):
+    add(tiny, pairs)
+    expect(tiny.locator("#lengths .said")).to_have_text("All 20 rows fit into 512 tokens.")
+    tiny.context.set_offline(True)
+    box = tiny.locator("#max-length input[type=number]")
+    box.fill("56")
+    tiny.wait_for_function(f"{LINE} === 56")
+    expect(tiny.locator("#lengths .said")).to_contain_text(" of 20 rows are cut at 56 tokens.")
+    tiny.locator("#truncation input").nth(2).check()
+    expect(tiny.locator("#lengths .said")).to_contain_text("are over 56 tokens and left out.")
+    assert "20 rows" in tiny.locator("#lengths .plot").get_attribute("aria-label")
+    tiny.context.set_offline(False)
+
+
+def choose_columns(page: Page, table: Path) -> None:
+    page.set_input_files("#data-files input[type=file]", [table])
+    expect(page.locator("#column-question input")).to_be_visible(timeout=60_000)
+    choose(page, "#column-question", "frage")
+    ready(page)
+    choose(page, "#column-answer", "antwort")
+    expect(page.locator(".ls-strip")).to_be_visible(timeout=60_000)
 
 
 def words(page: Page) -> str:

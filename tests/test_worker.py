@@ -147,9 +147,9 @@ def test_the_summary_tells_how_it_went(finished: History) -> None:
 
 def test_data_and_its_origin_are_kept_with_the_run(finished: History) -> None:
     report = json.loads((finished.folder.data / "report.json").read_text(encoding="utf-8"))
-    assert (report["train_rows"], report["eval_rows"]) == (16, 4)
-    assert (finished.folder.data / "train").is_dir()
-    assert (finished.folder.data / "evaluation").is_dir()
+    assert (report["trained_rows"], report["eval_rows"]) == (16, 4)
+    assert (finished.folder.data / "train.arrow").is_file()
+    assert (finished.folder.data / "evaluation.arrow").is_file()
 
 
 def test_a_new_studio_finds_the_run_and_may_not_stop_it_again(

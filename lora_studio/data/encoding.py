@@ -1,14 +1,16 @@
-"""Examples into token ids with labels: which tokens are trained on, and which only read."""
+"""Examples into token ids, with the spans that are trained on; nothing is cut here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from lora_studio.data import splitting, templates
+from lora_studio.data import templates
 from lora_studio.data.examples import Example
 from lora_studio.data.masking import Closer, earlier_answers
 from lora_studio.errors import DatasetError
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """The label of a token that is read, not trained on (torch.nn.CrossEntropyLoss)."""
+LONGEST_TAIL = 64
+"""Characters after a special token that are worth remembering as tokens."""
+
+Span = tuple[int, int]
+"""First token that is trained on, and the one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One row before cutting."""
+
+    ids: list[int]
+    """All token ids."""
+    spans: tuple[Span, ...]
+    """What is trained on, in order."""
+    text: str
+    """What a person reads: the rendered conversation, or the text itself."""
+    last_answer_only: bool = False
+    """Whether earlier answers go untrained: the template rewrites them once more is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +53,31 @@ class Encoded:
     """Tokens before cutting."""
     answer_start: int = 0
     """Where the first trained token stands before cutting."""
+    cut_start: int = 0
+    """Tokens cut off the start."""
     last_answer_only: bool = False
-    """Whether earlier answers go untrained: the template rewrites them once more is said."""
+    """Whether earlier answers go untrained."""
+
+    @classmethod
+    def cut(cls, row: Whole, start: int, stop: int) -> Self:
+        """Return the tokens of a row from `start` up to `stop`."""
+        labels = [IGNORE_INDEX] * len(row.ids)
+        for first, end in row.spans:
+            labels[first:end] = row.ids[first:end]
+        answer_start = row.spans[0][0] if row.spans else 0
+        return cls(
+            row.ids[start:stop], labels[start:stop], len(row.ids), answer_start, start,
+            row.last_answer_only,
+        )  # fmt: skip
+
+    @property
+    def cut_end(self) -> int:
+        """Tokens cut off the end."""
+        return self.length - self.cut_start - len(self.input_ids)
 
     @property
     def truncated(self) -> bool:
-        """Whether tokens were cut off the end."""
+        """Whether tokens were cut off."""
         return self.length > len(self.input_ids)
 
     @property
@@ -52,8 +92,8 @@ class Encoded:
 
 
 @dataclass(slots=True)
-class _Draft:
-    """A conversation on its way to a row: its text, then the tokens of that text."""
+class Draft:
+    """A conversation on its way to tokens."""
 
     turns: list[templates.Turn]
     prompt: str
@@ -63,8 +103,9 @@ class _Draft:
     earlier: list[tuple[str, str]] = field(default_factory=list)
     """For each earlier answer the text up to its start, and up to its end."""
 
-    def texts(self) -> list[str]:
-        return [self.full, self.prompt, *chain.from_iterable(self.earlier)]
+    def parts(self) -> list[str]:
+        """Return the beginnings of the conversation whose tokens are asked for."""
+        return [self.prompt, *chain.from_iterable(self.earlier)]
 
     def closing(self) -> str:
         """Return the text after the prompt: the last answer and what closes it."""
@@ -75,22 +116,8 @@ class _Draft:
         return answer + (tail if found else "")
 
 
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Encode one conversation; see `encode_chats`.
-
-    Raises:
-        DatasetError: If the template refuses the conversation.
-    """
-    row = encode_chats([example], tokenizer, max_length)[0]
-    if isinstance(row, DatasetError):
-        raise row
-    return row
-
-
-def encode_chats(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[Encoded | DatasetError]:
-    """Encode conversations so that only what the assistant says is trained on, its end included.
+class ChatEncoder:
+    """Encodes conversations so that only what the assistant says is trained on, its end included.
 
     What stands before the last answer is exactly what `templates.prompt_ids` gives at inference.
     Earlier answers are found by what each turn adds to the text; a template's own generation marks
@@ -98,118 +125,141 @@ def encode_chats(
     said (some drop reasoning), only the last answer is trained. An answer that the template leaves
     open is closed with the end token.
 
+    The three steps can overlap: `draft` and `assemble` are Python, `tokenise` is not.
+
     Args:
-        examples: Conversations, each ending in an answer.
         tokenizer: A tokenizer with a chat template.
-        max_length: Longest row in tokens; what is over is cut at the end.
-
-    Returns:
-        A row per example, or the template's refusal in its place.
     """
-    drafts = [_draft(example, tokenizer) for example in examples]
-    accepted = [draft for draft in drafts if isinstance(draft, _Draft)]
-    ids = iter(templates.token_ids(tokenizer, [text for d in accepted for text in d.texts()]))
-    closer = Closer(tokenizer)
-    rows: list[Encoded | DatasetError] = []
-    for draft in drafts:
-        if isinstance(draft, DatasetError):
-            rows.append(draft)
-            continue
-        full, prompt, *rest = (next(ids) for _ in draft.texts())
-        row, trained, last_only = _assemble(
-            draft,
-            full=full,
-            prompt=prompt,
-            earlier=list(zip(rest[::2], rest[1::2], strict=True)),
-            closer=closer,
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._closer = Closer(tokenizer)
+        self._beginnings = _Beginnings(tokenizer)
+
+    def encode(self, examples: Sequence[Example]) -> list[Whole | DatasetError]:
+        """Return a row per example, or the template's refusal in its place."""
+        drafts = self.draft(examples)
+        return self.assemble(drafts, self.tokenise(drafts))
+
+    def draft(self, examples: Sequence[Example]) -> list[Draft | DatasetError]:
+        """Render conversations; a refusal stands in the place of its conversation."""
+        return [_draft(example, self._tokenizer) for example in examples]
+
+    def tokenise(self, drafts: Iterable[Draft | DatasetError]) -> list[list[int]]:
+        """Return the token ids of each conversation that was not refused."""
+        texts = [draft.full for draft in drafts if isinstance(draft, Draft)]
+        return templates.token_ids(self._tokenizer, texts)
+
+    def assemble(
+        self, drafts: Sequence[Draft | DatasetError], ids: Sequence[list[int]]
+    ) -> list[Whole | DatasetError]:
+        """Find in the tokens of each conversation what is trained on."""
+        accepted = [draft for draft in drafts if isinstance(draft, Draft)]
+        found = [
+            self._beginnings.find(draft.full, tokens, draft.parts())
+            for draft, tokens in zip(accepted, ids, strict=True)
+        ]
+        missing = [draft for draft, counts in zip(accepted, found, strict=True) if counts is None]
+        slow = iter(
+            templates.token_ids(
+                self._tokenizer, [text for draft in missing for text in draft.parts()]
+            )
         )
-        rows.append(_cut(row, trained, last_only=last_only, max_length=max_length))
-    return rows
+        rows = iter(
+            self._whole(draft, tokens, counts or [next(slow) for _ in draft.parts()])
+            for draft, tokens, counts in zip(accepted, ids, found, strict=True)
+        )
+        return [draft if isinstance(draft, DatasetError) else next(rows) for draft in drafts]
+
+    def _whole(self, draft: Draft, full: list[int], parts: list[list[int]]) -> Whole:
+        """Put the row together from its tokens and those of its beginnings."""
+        closer = self._closer
+        prompt, *rest = parts
+        answer = full[len(prompt) :]
+        if full[: len(prompt)] != prompt:
+            # The prompt's last and the answer's first characters share a token in the whole text.
+            answer = templates.token_ids(self._tokenizer, [draft.closing()])[0]
+        closed = closer.closed(answer)
+        if closed is None:
+            answer = [*answer, self._tokenizer.eos_token_id]
+            closed = closer.closed(answer) or len(answer)
+        earlier = list(zip(rest[::2], rest[1::2], strict=True))
+        spans, last_only = earlier_answers(prompt, earlier, closer=closer)
+        last = (len(prompt), len(prompt) + closed)
+        return Whole(prompt + answer, (*spans, last), draft.full, last_only)
 
 
-def encode_texts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[list[Encoded]]:
-    """Encode plain texts: every token is trained on once, and an end token after each text.
+class _Beginnings:
+    """Tells which tokens of a text are those of its beginning, without tokenising that again.
 
-    A text longer than `max_length` becomes several rows, cut where `splitting.cut` finds best. Each
-    row begins with the beginning token, untrained, if the tokenizer puts one before texts.
-
-    Returns:
-        The rows of each text.
+    Special tokens part a text: what stands between two is tokenised by itself. So the tokens of a
+    beginning are those up to its last special token, and those of the few characters after it,
+    which are nearly always the same (as `assistant` and a line end) and are remembered.
     """
-    beginning = [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else []
-    piece = _pieces(tokenizer)
-    rows = []
-    for ids in templates.token_ids(tokenizer, texts):
-        tokens = [*ids, tokenizer.eos_token_id]
-        spans = splitting.cut(tokens, room=max_length - len(beginning), piece=piece)
-        rows.append([_text_row(beginning, tokens[start:end]) for start, end in spans])
-    return rows
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._ids = tokenizer.get_added_vocab()
+        self._special = re.compile("|".join(map(re.escape, added))) if added else None
+        self._tail = cache(self._tokenised_tail)
+
+    def find(self, text: str, ids: list[int], parts: Sequence[str]) -> list[list[int]] | None:
+        """Return the tokens of each part, or None where that takes tokenising them."""
+        if self._special is None:
+            return None
+        marks = [match.span() for match in self._special.finditer(text)]
+        spots = self._spots(ids, [text[start:end] for start, end in marks])
+        if spots is None:
+            return None
+        ends = [end for _, end in marks]
+        found = []
+        for part in parts:
+            many = bisect_right(ends, len(part))
+            crosses = many < len(marks) and marks[many][0] < len(part)
+            if not many or crosses or not text.startswith(part):
+                return None
+            start, end = marks[many - 1]
+            if len(part) - end > LONGEST_TAIL:
+                return None
+            tail = self._tail(text[start:end], part[end:])
+            first = spots[many - 1] + 1
+            if ids[first : first + len(tail)] != tail:
+                return None
+            found.append(ids[: first + len(tail)])
+        return found
+
+    def _spots(self, ids: list[int], specials: Sequence[str]) -> list[int] | None:
+        """Return where these special tokens stand among the ids; None if others are there too."""
+        wanted = [self._ids[special] for special in specials]
+        if sum(map(ids.count, set(wanted))) != len(wanted):
+            return None
+        spots, at = [], -1
+        for token in wanted:
+            try:
+                at = ids.index(token, at + 1)
+            except ValueError:
+                return None
+            spots.append(at)
+        return spots
+
+    def _tokenised_tail(self, special: str, tail: str) -> list[int]:
+        return templates.token_ids(self._tokenizer, [special + tail])[0][1:]
 
 
-def _draft(example: Example, tokenizer: PreTrainedTokenizerBase) -> _Draft | DatasetError:
-    try:
-        turns, full = templates.accepted(tokenizer, example.messages)
-        roles = [turn["role"] for turn in turns]
-        answers = [at for at, role in enumerate(roles) if role == "assistant"]
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Encode one conversation and cut its end; see `ChatEncoder`.
 
-        def before(at: int) -> str:
-            return templates.render_turns(tokenizer, turns[:at], add_generation_prompt=True)
-
-        return _Draft(
-            turns=turns,
-            prompt=before(answers[-1]),
-            full=full,
-            # A greeting before any question answers nothing, and is only read.
-            earlier=[
-                (before(at), templates.render_turns(tokenizer, turns[: at + 1]))
-                for at in answers[:-1]
-                if "user" in roles[:at]
-            ],
-        )
-    except DatasetError as error:
-        return error
+    Raises:
+        DatasetError: If the template refuses the conversation.
+    """
+    row = ChatEncoder(tokenizer).encode([example])[0]
+    if isinstance(row, DatasetError):
+        raise row
+    return Encoded.cut(row, 0, max_length)
 
 
-def _assemble(
-    draft: _Draft,
-    *,
-    full: list[int],
-    prompt: list[int],
-    earlier: Sequence[tuple[list[int], list[int]]],
-    closer: Closer,
-) -> tuple[list[int], list[bool], bool]:
-    """Return the row's tokens, which of them are trained, and whether only the last answer is."""
-    answer = full[len(prompt) :]
-    if full[: len(prompt)] != prompt:
-        # The prompt's last and the answer's first characters share a token in the whole text.
-        answer = templates.token_ids(closer.tokenizer, [draft.closing()])[0]
-    if closer.closed(answer) is None:
-        answer = [*answer, closer.tokenizer.eos_token_id]
-    earlier_trained, last_only = earlier_answers(prompt, earlier, closer=closer)
-    count = closer.closed(answer) or len(answer)
-    trained = earlier_trained + [at < count for at in range(len(answer))]
-    return prompt + answer, trained, last_only
-
-
-def _cut(ids: list[int], trained: list[bool], *, last_only: bool, max_length: int) -> Encoded:
-    labels = [token if on else IGNORE_INDEX for token, on in zip(ids, trained, strict=True)]
-    return Encoded(
-        input_ids=ids[:max_length],
-        labels=labels[:max_length],
-        length=len(ids),
-        answer_start=trained.index(True),
-        last_answer_only=last_only,
-    )
-
-
-def _text_row(beginning: list[int], tokens: list[int]) -> Encoded:
-    ids = beginning + tokens
-    return Encoded(ids, [IGNORE_INDEX] * len(beginning) + tokens, length=len(ids))
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+def pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
     """Return a function from a token to its text; SentencePiece's mark of a space is one."""
 
     @cache
@@ -219,3 +269,27 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
         return f" {text.lstrip()}" if str(raw).startswith("▁") else text
 
     return piece
+
+
+def _draft(example: Example, tokenizer: PreTrainedTokenizerBase) -> Draft | DatasetError:
+    try:
+        turns, full = templates.accepted(tokenizer, example.messages)
+        roles = [turn["role"] for turn in turns]
+        answers = [at for at, role in enumerate(roles) if role == "assistant"]
+
+        def before(at: int) -> str:
+            return templates.render_turns(tokenizer, turns[:at], add_generation_prompt=True)
+
+        return Draft(
+            turns=turns,
+            prompt=before(answers[-1]),
+            full=full,
+            # A greeting before any question answers nothing, and is only read.
+            earlier=[
+                (before(at), templates.beginning_of(full, turns[: at + 1], tokenizer))
+                for at in answers[:-1]
+                if "user" in roles[:at]
+            ],
+        )
+    except DatasetError as error:
+        return error

@@ -20,6 +20,9 @@ class Record:
     is row 1), the item of a JSON list, the row of a Parquet file; 1 for a document."""
     value: dict[str, Any] | str
     """Cells by column, or the document's text."""
+    oddities: tuple[str, ...] = ()
+    """What was mended in reading, each once: `nan` (now None), `duplicate_key` (the last value
+    counts), `nul` (removed)."""
 
 
 @dataclass(frozen=True, slots=True)

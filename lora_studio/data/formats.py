@@ -1,152 +1,327 @@
-"""Records into examples: what a row means, and which rows cannot be learned from."""
+"""What the rows of a file mean, and each row as the examples it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
 
-from lora_studio.data import turns
+from lora_studio.data import columns as names
+from lora_studio.data import pairs, prompting, turns
 from lora_studio.data.columns import (
     ANSWER,
     CONTEXT,
     LAYOUTS,
+    PAIRS,
     QUESTION,
     SYSTEM,
     TEXT,
     TURNS,
     match,
 )
-from lora_studio.data.examples import Example, Record, Skipped
+from lora_studio.data.examples import Example, Message, Record
 from lora_studio.errors import DatasetError
-from lora_studio.recipe import FormatName
-
-NAMED_ROWS = 10
+from lora_studio.recipe import DataSpec, FormatName
 
 
-def by_file(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Group records by file; the order stays."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.file, []).append(record)
-    return groups
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What the rows of one file mean; it can be pickled."""
+
+    format: FormatName
+    """Never `auto`."""
+    parts: Mapping[str, str]
+    """Part -> column; empty for documents."""
+    columns: tuple[str, ...]
+    """All columns of the head, in the order they appear; none for documents."""
+    unused: tuple[str, ...]
+    """Columns that nothing is taken from."""
+    template: str = ""
+    """The Jinja template that makes the question where there is an answer, else the text."""
+    finds_pairs: bool = False
+    """Whether a document gives the questions and answers found in it."""
+
+    def examples(self, record: Record) -> list[Example]:
+        """Return what a row gives to learn from: one example, of a document of pairs many.
+
+        Alpaca's input and SQuAD's context follow their question after a blank line. A column that
+        the row lacks is empty.
+
+        Raises:
+            turns.UnusableRowError: If it gives nothing; with the reason.
+            DatasetError: If questions and answers are wanted of a document that has none.
+        """
+        if isinstance(record.value, str):
+            return self._of_document(record, record.value)
+        row = {part: record.value.get(column) for part, column in self.parts.items()}
+        if self.template:
+            part = QUESTION if ANSWER in self.parts else TEXT
+            cells = {**dict.fromkeys(self.columns), **record.value}
+            row[part] = prompting.render(self.template, cells)
+        if TEXT in row or not row:
+            return [_of_text(record, row.get(TEXT))]
+        return [Example.of_messages(record, _messages(row))]
+
+    def _of_document(self, record: Record, text: str) -> list[Example]:
+        if not self.finds_pairs:
+            return [_of_text(record, text)]
+        found = pairs.find(text)
+        if not found:
+            raise DatasetError("data.no_pairs", file=record.file)
+        return [
+            Example.of_messages(
+                Record(record.file, pair.line, {}),
+                turns.pair(
+                    system="",
+                    question=turns.text_of(pair.question),
+                    answer=turns.text_of(pair.answer),
+                ),
+            )
+            for pair in found
+        ]
 
 
-def recognise(records: Sequence[Record]) -> FormatName:
+def understand(file: str, head: Sequence[Record], spec: DataSpec) -> Meaning:
     """Return what the rows of one file mean.
 
+    `spec.columns` goes before `spec.format`, and that before a guess: from the columns' names,
+    then from what the cells hold. A part with an empty column is left out. `spec.template` makes
+    the question if there is an answer: a named one, or one guessed that the template itself does
+    not use. None of these touches documents, which have no columns.
+
+    Args:
+        file: The file's name, for errors.
+        head: Its first records, all of which are read.
+        spec: The recipe's data section.
+
     Raises:
-        DatasetError: If the columns tell nothing; it names them and the choices.
+        DatasetError: If the columns tell nothing, do not fit what was chosen, or are not there, or
+            if the template is broken or fails on every row.
     """
-    columns = columns_of(records)
+    columns = _columns(head)
     if not columns:
-        return "text"
-    for name in LAYOUTS:
-        parts = match(name, columns)
-        if parts and _holds(records, parts):
-            return name
-    choices = "; ".join(layout.expected for layout in LAYOUTS.values())
-    raise DatasetError(
-        "data.unrecognised", file=records[0].file, columns=", ".join(columns), choices=choices
+        return _document(file, spec)
+    named = _named(spec.columns, columns, file=file)
+    if spec.template.strip():
+        return _templated(file, head, spec, columns=columns, named=named)
+    free = [column for column in columns if column not in named.values()]
+    if {TURNS, TEXT, QUESTION, CONTEXT, ANSWER} & named.keys():
+        format_name, parts = _around(named, free, head, file=file, chosen=spec.format)
+    else:
+        format_name, parts = _guessed(file, head, free, chosen=spec.format)
+        parts |= named
+    parts = {part: column for part, column in parts.items() if spec.columns.get(part) != ""}
+    return Meaning(
+        format=format_name,
+        parts=parts,
+        columns=columns,
+        unused=tuple(column for column in columns if column not in parts.values()),
     )
 
 
-def normalise(
-    records: Sequence[Record], format_name: FormatName, empty_answers: Literal["skip", "stop"]
-) -> tuple[list[Example], list[Skipped]]:
-    """Turn records of any number of files into examples, each file by its own columns.
-
-    Pairs and conversations all become messages, so that they train through the same chat template
-    that answers later; Alpaca's input follows its instruction after a blank line.
-
-    Args:
-        records: What `files.read` returned.
-        format_name: What every file must be, or `auto` to recognise each by itself.
-        empty_answers: Whether a row without an answer is left out or refused.
-
-    Returns:
-        The examples, and the rows that give none, each in the order of the files.
-
-    Raises:
-        DatasetError: If columns do not fit, or rows without an answer are to be refused.
-    """
-    examples: list[Example] = []
-    skipped: list[Skipped] = []
-    for group in by_file(records).values():
-        name = recognise(group) if format_name == "auto" else format_name
-        parts = parts_of(group, name)
-        for record in group:
-            try:
-                examples.append(_example(record, parts))
-            except turns.UnusableRowError as error:
-                skipped.append(Skipped(record.file, record.number, error.reason))
-    if empty_answers == "stop":
-        _refuse(skipped)
-    return examples, skipped
-
-
-def columns_of(records: Iterable[Record]) -> list[str]:
-    """Return all columns of one file's rows, in the order they appear; none for a document."""
-    columns: dict[str, None] = {}
-    for record in records:
-        if isinstance(record.value, dict):
-            columns.update(dict.fromkeys(record.value))
-    return list(columns)
-
-
-def parts_of(records: Sequence[Record], format_name: FormatName) -> dict[str, str]:
-    """Return which column of one file holds which part of the format; nothing for a document.
-
-    Raises:
-        DatasetError: If the file does not have the format's columns.
-    """
-    columns = columns_of(records)
-    if not columns and format_name == "text":
-        return {}
-    parts = match(format_name, columns)
-    if parts is None:
+def _document(file: str, spec: DataSpec) -> Meaning:
+    finds_pairs = spec.text_as == "pairs"
+    suits: tuple[FormatName, ...] = ("question_answer",) if finds_pairs else ("text",)
+    if spec.format not in {"auto", "text", *suits}:
+        expected = LAYOUTS[spec.format].expected
         raise DatasetError(
-            "data.wrong_format" if columns else "data.document_has_no_columns",
-            file=records[0].file,
-            format=format_name,
-            expected=LAYOUTS[format_name].expected,
+            "data.document_has_no_columns", file=file, format=spec.format, expected=expected
+        )
+    return Meaning(format=suits[0], parts={}, columns=(), unused=(), finds_pairs=finds_pairs)
+
+
+def _templated(
+    file: str,
+    head: Sequence[Record],
+    spec: DataSpec,
+    *,
+    columns: tuple[str, ...],
+    named: Mapping[str, str],
+) -> Meaning:
+    used = prompting.columns_used(spec.template, columns)
+    answer = named.get(ANSWER)
+    if answer is None and spec.format != "text" and spec.columns.get(ANSWER) != "":
+        free = [column for column in columns if column not in used]
+        answer = names.guess(ANSWER, free)
+    parts = {ANSWER: answer, SYSTEM: named.get(SYSTEM)} if answer else {}
+    meaning = Meaning(
+        format="question_answer" if answer else "text",
+        parts={part: column for part, column in parts.items() if column},
+        columns=columns,
+        unused=tuple(c for c in columns if c not in used and c not in parts.values()),
+        template=spec.template,
+    )
+    prompting.check(spec.template, head, columns=columns, file=file)
+    return meaning
+
+
+def _named(wanted: Mapping[str, str], columns: Sequence[str], *, file: str) -> dict[str, str]:
+    """Return the columns that a person named, as the file spells them."""
+    named: dict[str, str] = {}
+    for part, name in wanted.items():
+        if not name:
+            continue
+        column = names.find(name, columns)
+        if column is None:
+            raise DatasetError(
+                "data.no_such_column",
+                file=file,
+                part=part,
+                column=name,
+                columns=", ".join(columns),
+            )
+        named[part] = column
+    return named
+
+
+def _around(
+    named: dict[str, str],
+    free: list[str],
+    head: Sequence[Record],
+    *,
+    file: str,
+    chosen: FormatName,
+) -> tuple[FormatName, dict[str, str]]:
+    """Return the format that the named parts make up, and the parts with the rest guessed."""
+    kinds = [{TURNS}, {TEXT}, {QUESTION, CONTEXT, ANSWER}]
+    kind, *others = [kind for kind in kinds if kind & named.keys()]
+    if others:
+        raise DatasetError("data.parts_clash", file=file, parts=", ".join(named))
+    if kind == {TEXT}:
+        return "text", {TEXT: named[TEXT]}
+    parts = dict(named)
+    wanted = [] if kind == {TURNS} else [QUESTION, ANSWER]
+    for part in wanted:
+        left = [column for column in free if column not in parts.values()]
+        if part not in parts:
+            parts[part] = _missing(part, left, head, file=file)
+    for part in (SYSTEM, CONTEXT) if wanted else (SYSTEM,):
+        left = [column for column in free if column not in parts.values()]
+        column = names.guess(part, left)
+        if part not in parts and column:
+            parts[part] = column
+    if wanted:
+        return (chosen if chosen in PAIRS else "question_answer"), parts
+    if chosen in {"messages", "conversations"}:
+        return chosen, parts
+    cells = _cells(head, parts[TURNS])
+    return ("conversations" if any(map(turns.is_sharegpt, cells)) else "messages"), parts
+
+
+def _missing(part: str, free: list[str], head: Sequence[Record], *, file: str) -> str:
+    """Return the column for a part that was not named though its counterpart was."""
+    column = names.guess(part, free)
+    if column is None:
+        texts = _texts(head, free)
+        column = texts[0] if len(texts) == 1 else None
+    if column is None:
+        raise DatasetError("data.part_missing", file=file, part=part, columns=", ".join(free))
+    return column
+
+
+def _guessed(
+    file: str, head: Sequence[Record], columns: Sequence[str], *, chosen: FormatName
+) -> tuple[FormatName, dict[str, str]]:
+    """Return the format and the parts by the columns' names, else by what the cells hold."""
+    if chosen != "auto":
+        parts = match(chosen, columns) or _by_content(chosen, head, columns)
+        if parts:
+            return chosen, parts
+        raise DatasetError(
+            "data.wrong_format",
+            file=file,
+            format=chosen,
+            expected=LAYOUTS[chosen].expected,
             columns=", ".join(columns),
         )
-    return parts
+    for name in LAYOUTS:
+        parts = match(name, columns)
+        if parts and _holds(head, parts):
+            return name, parts
+    guesses: tuple[FormatName, ...] = ("conversations", "messages", "question_answer", "text")
+    for name in guesses:
+        parts = _by_content(name, head, columns)
+        if parts:
+            return name, parts
+    choices = "; ".join(layout.expected for layout in LAYOUTS.values())
+    raise DatasetError("data.unrecognised", file=file, columns=", ".join(columns), choices=choices)
 
 
-def _holds(records: Sequence[Record], parts: Mapping[str, str]) -> bool:
+def _by_content(
+    name: FormatName, head: Sequence[Record], columns: Sequence[str]
+) -> dict[str, str] | None:
+    """Return the parts where just one reading of the cells is possible.
+
+    One column of turns is a conversation; two columns of text are question and answer, in that
+    order unless a name says otherwise; one column of text beside numbers and labels is a text.
+    """
+    if name in {"messages", "conversations"}:
+        test = turns.is_sharegpt if name == "conversations" else turns.holds_roles
+        talks = [column for column in columns if any(map(test, _cells(head, column)))]
+        return {TURNS: talks[0]} if len(talks) == 1 else None
+    texts = _texts(head, columns)
+    if name in PAIRS and len(texts) == 2:
+        question, answer = texts
+        if names.guess(ANSWER, [question]) or names.guess(QUESTION, [answer]):
+            question, answer = answer, question
+        return {QUESTION: question, ANSWER: answer}
+    about = [column for column in columns if names.is_about(column)]
+    if name == "text" and len(texts) == 1 and len(about) == len(columns) - 1:
+        return {TEXT: texts[0]}
+    return None
+
+
+def _texts(head: Sequence[Record], columns: Iterable[str]) -> list[str]:
+    """Return the columns that hold words, most of them; numbers and labels do not count."""
+
+    def is_text(column: str) -> bool:
+        cells = list(_cells(head, column))
+        words = [isinstance(cell, str) and any(map(str.isalpha, cell)) for cell in cells]
+        return sum(words) * 2 > len(words)
+
+    return [column for column in columns if not names.is_about(column) and is_text(column)]
+
+
+def _holds(head: Sequence[Record], parts: Mapping[str, str]) -> bool:
     """Tell whether the cells are what the columns' names promise: turns, or text."""
     column = parts.get(TURNS) or parts.get(TEXT)
     if column is None:
         return True
-    cells = (record.value.get(column) for record in records if isinstance(record.value, dict))
-    cell = next((cell for cell in cells if cell not in (None, "")), None)
-    return turns.is_conversation(cell) if TURNS in parts else not isinstance(cell, list | dict)
-
-
-def _example(record: Record, parts: Mapping[str, str]) -> Example:
-    if isinstance(record.value, str):
-        return Example.of_text(record, turns.text_of(record.value))
-    row = {part: record.value.get(column) for part, column in parts.items()}
-    if TEXT in parts:
-        text = turns.text_of(row[TEXT])
-        if not text:
-            raise turns.UnusableRowError("data.skip_empty_text")
-        return Example.of_text(record, text)
-    system = turns.text_of(row.get(SYSTEM))
+    cells = list(_cells(head, column))
     if TURNS in parts:
-        return Example.of_messages(record, turns.conversation(row[TURNS], system=system))
+        return any(map(turns.is_conversation, cells))
+    return not cells or not all(isinstance(cell, list | dict) for cell in cells)
+
+
+def _cells(head: Sequence[Record], column: str) -> Iterable[object]:
+    """Yield the cells of a column that hold something."""
+    for record in head:
+        cell = record.value.get(column) if isinstance(record.value, dict) else None
+        if not turns.is_blank(cell):
+            yield cell
+
+
+def _columns(head: Iterable[Record]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for record in head:
+        if isinstance(record.value, dict):
+            found.update(dict.fromkeys(record.value))
+    return tuple(found)
+
+
+def _messages(row: Mapping[str, object]) -> tuple[Message, ...]:
+    system = turns.text_of(row.get(SYSTEM))
+    if TURNS in row:
+        return turns.conversation(row[TURNS], system=system)
+    listed = turns.of_lists(row.get(QUESTION), row.get(ANSWER), system=system)
+    if listed:
+        return listed
     asked = (turns.text_of(row.get(QUESTION)), turns.text_of(row.get(CONTEXT)))
     question = "\n\n".join(filter(None, asked))
-    answer = turns.text_of(row.get(ANSWER))
-    messages = turns.pair(system=system, question=question, answer=answer)
-    return Example.of_messages(record, messages)
+    return turns.pair(system=system, question=question, answer=turns.answer_of(row.get(ANSWER)))
 
 
-def _refuse(skipped: Sequence[Skipped]) -> None:
-    rows = [row for row in skipped if row.reason == "data.skip_no_answer"]
-    if not rows:
-        return
-    named = ", ".join(f"{row.file}:{row.number}" for row in rows[:NAMED_ROWS])
-    more = ", …" if len(rows) > NAMED_ROWS else ""
-    raise DatasetError("data.missing_answers", count=len(rows), rows=named + more)
+def _of_text(record: Record, cell: object) -> Example:
+    text = turns.text_of(cell)
+    if not text:
+        raise turns.UnusableRowError("data.skip_empty_text")
+    return Example.of_text(record, text)

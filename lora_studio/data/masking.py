@@ -36,7 +36,7 @@ class Closer:
 
 def earlier_answers(
     prompt: Sequence[int], earlier: Sequence[tuple[list[int], list[int]]], *, closer: Closer
-) -> tuple[list[bool], bool]:
+) -> tuple[list[tuple[int, int]], bool]:
     """Return which of the prompt's tokens are earlier answers, each with its end.
 
     Args:
@@ -45,14 +45,14 @@ def earlier_answers(
         closer: Knows where answers end.
 
     Returns:
-        A flag per token, and whether all are unset because the tokens of an earlier turn are not
-        those the whole conversation has in its place.
+        Start and end of each, and whether there are none because the tokens of an earlier turn are
+        not those the whole conversation has in its place.
     """
-    trained = [False] * len(prompt)
+    spans = []
     for start, end in earlier:
         if end[: len(start)] != start or list(prompt[: len(end)]) != end:
-            return [False] * len(prompt), True
+            return [], True
         answer = end[len(start) :]
         count = closer.closed(answer) or len(answer)
-        trained[len(start) : len(start) + count] = [True] * count
-    return trained, False
+        spans.append((len(start), len(start) + count))
+    return spans, False

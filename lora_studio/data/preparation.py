@@ -2,55 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_studio.data import files, formats, templates
-from lora_studio.data.allocation import Tick, allocate_chats, allocate_texts
-from lora_studio.data.encoding import Encoded
-from lora_studio.data.examples import Example, Record, Skipped
-from lora_studio.data.files import fingerprint
-from lora_studio.data.preview import preview, try_out
-from lora_studio.data.report import LISTED_SKIPS, MIXED, Report, count_rows
+from lora_studio.data import templates
+from lora_studio.data.cache import Cache
+from lora_studio.data.checking.findings import Finding, Findings
+from lora_studio.data.encoding import Encoded, pieces
+from lora_studio.data.examples import Skipped
+from lora_studio.data.filling import Filling
+from lora_studio.data.layout import Layout, Leftovers, Part, encoded, lay_out
+from lora_studio.data.preview import Sample, first_different, sample
+from lora_studio.data.reading import hub
+from lora_studio.data.reading.sources import fingerprint
+from lora_studio.data.report import Report, numbers
+from lora_studio.data.store import Store
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prepared", "fingerprint", "prepare"]
+__all__ = ["Prepared", "Rows", "fingerprint", "prepare"]
 
+VERSION = 1
+"""Counted up when the same data and settings give other rows than before."""
 LEAST_ROWS = 2
 SHOWN_ROWS = 5
+PAGE_ROWS = 10
+PROMPTS_FROM = 50
+"""Rows of each part that are looked through for different questions."""
+# Settings that change which rows are used and where they are cut, not what they are.
+LAYOUT_SETTINGS = ("files", "max_length", "truncation", "chunk_overlap")
+LAYOUT_CHECKS = ("lost_ends", "leaks")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Sequence[Encoded]):
+    """One part of the rows, read from disk when they are asked for."""
+
+    store: Store
+    part: Part
+    prefix: list[int]
+    """Put before each piece of a text."""
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, at: Any) -> Any:
+        """Return a row, or a list of rows for a slice."""
+        if isinstance(at, slice):
+            return [self[position] for position in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        row = int(self.part.row[at])
+        return self._encoded(self.store.whole(row), at)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[Encoded]]:
+        """Yield the rows in order, some thousand at a time."""
+        at = 0
+        for wholes in self.store.batches(self.part.row):
+            yield [self._encoded(whole, at + place) for place, whole in enumerate(wholes)]
+            at += len(wholes)
+
+    def _encoded(self, whole: Any, at: int) -> Encoded:
+        is_text = bool(self.store.index.is_text[self.part.row[at]])
+        return encoded(whole, self.part, at, prefix=self.prefix, is_text=is_text)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything training needs of the data."""
 
-    train: list[Encoded]
+    train: Rows
     """Rows to learn from, in the order of the files, conversations before plain texts."""
-    evaluation: list[Encoded]
+    evaluation: Rows
     """Rows held out; may be empty."""
     report: Report
     """What was understood."""
+    layout: Layout = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    ends: frozenset[int]
+    """Tokens that end an answer."""
 
-    def to_dataset(self, part: Literal["train", "evaluation"] = "train") -> Any:
-        """Return one part as a `datasets.Dataset` with the columns `input_ids` and `labels`."""
-        from datasets import Dataset, Features, List, Value
+    def to_dataset(self, folder: Path, part: Literal["train", "evaluation"] = "train") -> Any:
+        """Write one part into a folder as Arrow.
 
-        rows: list[Encoded] = getattr(self, part)
-        columns = {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-        }
-        features = Features({name: List(Value("int32")) for name in columns})
-        return Dataset.from_dict(columns, features=features)
+        Returns:
+            A `datasets.Dataset` of it with the columns `input_ids` and `labels`.
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+
+        kind = pa.list_(pa.int32())
+        schema = pa.schema([("input_ids", kind), ("labels", kind)])
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{part}.arrow"
+        rows: Rows = getattr(self, part)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in rows.batches():
+                columns = [
+                    pa.array([getattr(row, name) for row in batch], kind) for name in schema.names
+                ]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        return Dataset.from_file(str(file))
+
+    def page(
+        self, part: Literal["train", "evaluation", "skipped"], number: int, search: str = ""
+    ) -> dict[str, Any]:
+        """Return ten rows to look at.
+
+        Args:
+            part: Which rows.
+            number: Which page, from 1; one beyond the last is the last.
+            search: Only rows that contain this, whatever its case.
+
+        Returns:
+            `total` rows, `pages`, the `page`, and `rows` as samples, or as file, number and reason
+            for those skipped (of which the first 200 are known by name).
+        """
+        wanted = search.casefold()
+        if part == "skipped":
+            listed = self.layout.leftovers.listed
+            named = [row for row in listed if wanted in f"{row.file}:{row.number}".casefold()]
+            return _page(named, number, asdict)
+        return _page(self._found(part, wanted), number, lambda at: self.sample(part, at).to_dict())
+
+    def sample(self, part: Literal["train", "evaluation"], at: int) -> Sample:
+        """Return one row token by token."""
+        rows: Rows = getattr(self, part)
+        file, number = rows.store.place(int(rows.part.row[at]))
+        return sample(rows[at], file, number, self.tokenizer, self.ends)
+
+    def _found(self, part: Literal["train", "evaluation"], search: str) -> Sequence[int]:
+        rows: Rows = getattr(self, part)
+        if not search:
+            return range(len(rows))
+        hit = rows.store.containing(search)[rows.part.row]
+        is_text = rows.store.index.is_text[rows.part.row]
+        return [
+            at
+            for at in hit.nonzero()[0].tolist()
+            # A text's row has several pieces: those that hold the words are shown.
+            if not is_text[at]
+            or search in str(self.tokenizer.decode(rows[at].input_ids)).casefold()
+        ]
 
 
 def prepare(
@@ -58,98 +167,157 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     on_progress: Progress | None = None,
+    *,
+    cache: Path | None = None,
+    token: str | None = None,
 ) -> Prepared:
-    """Read, understand, hold out and encode the files of a recipe.
+    """Read, understand, check, encode, hold out and cut the data of a recipe.
 
-    The tokenizer is given a chat template and an id to pad with where it lacks them.
+    The tokenizer is given a chat template and an id to pad with where it lacks them. Rows are
+    encoded only where the cache does not have them from before.
 
     Args:
         spec: The recipe's data section.
         tokenizer: The base model's.
         seed: Chooses what is held out.
-        on_progress: Called with the number of examples encoded so far, and of all.
+        on_progress: Called with the number of rows encoded so far, and of all (0 while unknown).
+        cache: Where encoded rows are kept; None for a temporary folder.
+        token: For a gated dataset of the Hub.
 
     Raises:
-        DatasetError: If files cannot be read or understood, or fewer than two rows can be used.
+        DatasetError: If files cannot be read or understood, a check says stop, or fewer than two
+            rows can be used.
         ModelError: If the tokenizer has no end token.
     """
-    paths = [Path(file) for file in spec.files]
-    records = files.read(paths)
-    examples, skipped = formats.normalise(records, spec.format, spec.checks.empty_answers)
-    chats = [example for example in examples if example.is_chat]
-    texts = [example for example in examples if not example.is_chat]
     templates.ensure_end_token(tokenizer)
+    paths = [Path(file) for file in spec.files]
+    if not spec.has_source:
+        raise DatasetError("data.no_files")
+    read = fingerprint(paths) if paths else ""
+    if spec.hub.repo_id:
+        read = hashlib.sha256((read + hub.fingerprint(spec.hub, token)).encode()).hexdigest()
+    filling = Filling(spec, tokenizer, on_progress or (lambda _done, _total: None), token=token)
+    if cache is None:
+        store = _temporary(filling)
+    else:
+        store = Store(Cache(cache).get(_depends_on(spec, tokenizer, read), filling.fill))
+    chats = store.meta["has_chats"]
     if chats:
-        templates.ensure_chat_template(tokenizer)
-
-    tick = _counter(len(examples), on_progress)
-    pairs = allocate_chats(chats, tokenizer, spec=spec, seed=seed, tick=tick)
-    prose = allocate_texts(texts, tokenizer, spec=spec, seed=seed, tick=tick)
-    train, held = pairs.train + prose.train, pairs.held + prose.held
-    skipped = _in_order([*skipped, *pairs.skipped], records)
-    usable = len(train.rows) + len(held.rows)
-    if usable < LEAST_ROWS:
-        raise _too_few(usable, rows=len(records), skipped=skipped)
-
+        templates.ensure_chat_template(tokenizer, spec.chat_template)
+    prefix = [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else []
+    findings = Findings(spec.checks)
+    layout = lay_out(
+        store,
+        spec,
+        seed=seed,
+        beginning=len(prefix),
+        piece=pieces(tokenizer),
+        findings=findings,
+        leftovers=_left_before(store),
+    )
+    _refuse(layout, findings, store)
+    train, held = (Rows(store, part, prefix) for part in (layout.train, layout.evaluation))
     ends = templates.end_ids(tokenizer) if chats else frozenset({tokenizer.eos_token_id})
+    samples = [
+        sample(train[at], *store.place(int(train.part.row[at])), tokenizer, ends)
+        for at in range(min(SHOWN_ROWS, len(train)))
+    ]
     report = Report(
-        **_understood(records, spec),
-        **count_rows(train.rows, held.rows),
-        fingerprint=fingerprint(paths),
-        rows=len(records),
-        skipped_rows=len(skipped),
-        skipped=tuple(skipped[:LISTED_SKIPS]),
+        **store.meta["understood"],
+        **numbers(store, layout, beginning=len(prefix)),
+        fingerprint=read,
+        findings=(*_found_before(store), *findings.listed()),
         max_length=spec.max_length,
-        plain_template=bool(chats) and templates.is_plain(tokenizer),
-        examples=tuple(preview(row, tokenizer, ends) for row in train.rows[:SHOWN_ROWS]),
-        prompts=_prompts([*held.examples, *train.examples]),
+        own_template=(chats and templates.name_of(tokenizer)) or "",
+        samples=tuple(samples),
+        prompts=_prompts(store, layout),
     )
-    return Prepared(train.rows, held.rows, report)
+    return Prepared(train, held, report, layout, tokenizer, ends)
 
 
-def _counter(total: int, on_progress: Progress | None) -> Tick:
-    """Return a function that adds up what is done and passes it on."""
-    done = 0
-
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress:
-            on_progress(done, total)
-
-    return tick
-
-
-def _understood(records: Sequence[Record], spec: DataSpec) -> dict[str, Any]:
-    """Return the report's words on formats and columns."""
-    found: dict[str, str] = {}
-    unused: dict[str, tuple[str, ...]] = {}
-    for file, group in formats.by_file(records).items():
-        name = formats.recognise(group) if spec.format == "auto" else spec.format
-        used = formats.parts_of(group, name).values()
-        left = tuple(column for column in formats.columns_of(group) if column not in used)
-        found[file] = name
-        if left:
-            unused[file] = left
-    names = set(found.values())
-    only = names.pop() if len(names) == 1 else MIXED
-    return {"format": only, "formats": found, "unused_columns": unused}
+def _temporary(filling: Filling) -> Store:
+    """Fill a store that is gone from the disk when nobody holds it any more."""
+    folder = Path(tempfile.mkdtemp(prefix="lora-studio-"))
+    try:
+        filling.fill(folder)
+        store = Store(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    return store
 
 
-def _in_order(skipped: Sequence[Skipped], records: Sequence[Record]) -> list[Skipped]:
-    files_in_order = list(formats.by_file(records))
-    return sorted(skipped, key=lambda row: (files_in_order.index(row.file), row.number))
+def _page(found: Sequence[Any], number: int, show: Callable[[Any], Any]) -> dict[str, Any]:
+    pages = max(1, -(-len(found) // PAGE_ROWS))
+    number = min(max(number, 1), pages)
+    shown = found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
+    rows = [show(entry) for entry in shown]
+    return {"total": len(found), "pages": pages, "page": number, "rows": rows}
 
 
-def _prompts(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return try-out questions; a conversation's before a plain text's beginning."""
-    chats = (example for example in examples if example.is_chat)
-    texts = (example for example in examples if not example.is_chat)
-    return try_out(chain(chats, texts))
+def _depends_on(spec: DataSpec, tokenizer: PreTrainedTokenizerBase, read: str) -> dict[str, Any]:
+    """Return all that encoded rows follow from."""
+    settings = asdict(spec)
+    for name in LAYOUT_SETTINGS:
+        del settings[name]
+    for name in LAYOUT_CHECKS:
+        del settings["checks"][name]
+    names = [Path(file).name for file in spec.files]
+    return {
+        "version": VERSION,
+        "data": read,
+        "names": names,
+        "tokenizer": _tokenizer_hash(tokenizer),
+        "settings": settings,
+    }
 
 
-def _too_few(usable: int, *, rows: int, skipped: Sequence[Skipped]) -> DatasetError:
-    named = ", ".join(f"{row.file}:{row.number}" for row in skipped[:LEAST_ROWS])
-    return DatasetError(
-        "data.too_few_rows", usable=usable, rows=rows, skipped=len(skipped), named=named or "–"
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
+    parts = (whole, str(tokenizer.chat_template), repr(tokenizer.special_tokens_map))
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _found_before(store: Store) -> list[Finding]:
+    """Return what the checks found while the rows were read."""
+    return [
+        Finding(**entry | {"rows": tuple((file, number) for file, number in entry["rows"])})
+        for entry in store.meta["findings"]
+    ]
+
+
+def _left_before(store: Store) -> Leftovers:
+    """Return the rows that were left out while they were read."""
+    listed = [Skipped(**entry) for entry in store.meta["listed"]]
+    return Leftovers(Counter(store.meta["skipped"]), listed)
+
+
+def _refuse(layout: Layout, findings: Findings, store: Store) -> None:
+    """Refuse what a check says stop to, and data that leaves nothing to learn from.
+
+    Raises:
+        DatasetError: Naming the check and its rows, or how many rows can be used.
+    """
+    stops = findings.stopping()
+    if stops is not None:
+        raise stops
+    usable = len(layout.train) + len(layout.evaluation)
+    if usable >= LEAST_ROWS:
+        return
+    named = ", ".join(f"{row.file}:{row.number}" for row in layout.leftovers.listed[:LEAST_ROWS])
+    raise DatasetError(
+        "data.too_few_rows",
+        usable=usable,
+        rows=store.meta["understood"]["records"],
+        skipped=layout.leftovers.counts.total(),
+        named=named or "–",
     )
+
+
+def _prompts(store: Store, layout: Layout) -> tuple[str, ...]:
+    """Return try-out questions: held-out ones first, a conversation's before a text's beginning."""
+    rows = [*layout.evaluation.row[:PROMPTS_FROM], *layout.train.row[:PROMPTS_FROM]]
+    rows.sort(key=lambda row: bool(store.index.is_text[row]))
+    return first_different(store.question(row) for row in rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded
@@ -17,55 +17,70 @@ PROMPT_WORDS = 12
 PROMPT_CHARACTERS = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
     """One row, token by token."""
 
-    pieces: tuple[tuple[str, bool], ...]
-    """Each token's text, and whether it is trained on; joined they are the row's text. Tokens that
-    are only parts of one character stand together."""
+    file: str
+    """Name of the file it comes from."""
+    number: int
+    """Row number in that file."""
+    text: str
+    """What the tokens say."""
+    tokens: tuple[str, ...]
+    """Each token's text; joined they are `text`. Tokens that are only parts of one character stand
+    together."""
+    mask: tuple[int, ...]
+    """1 for a token that is trained on, else 0."""
     end_token: bool
     """Whether the last trained token ends the answer, so that the model learns to stop."""
     left_out: int
     """Tokens after the first thousand, not shown."""
+    cut_start: int
+    """Tokens cut off the start at `max_length`."""
+    cut_end: int
+    """Tokens cut off the end."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and values."""
-        return {
-            "pieces": [list(piece) for piece in self.pieces],
-            "end_token": self.end_token,
-            "left_out": self.left_out,
-        }
+        return asdict(self) | {"tokens": list(self.tokens), "mask": list(self.mask)}
 
 
-def preview(row: Encoded, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Preview:
+def sample(
+    row: Encoded, file: str, number: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+) -> Sample:
     """Return a row's tokens as text; `ends` are the tokens that end an answer."""
     trained = [label for label in row.labels if label != IGNORE_INDEX]
     shown = row.input_ids[:SHOWN_TOKENS]
-    pieces = (
-        (text, row.labels[end - 1] != IGNORE_INDEX) for text, end in _decoded(shown, tokenizer)
-    )
-    return Preview(
-        pieces=tuple(pieces),
+    pieces = list(_decoded(shown, tokenizer))
+    return Sample(
+        file=file,
+        number=number,
+        text="".join(text for text, _ in pieces),
+        tokens=tuple(text for text, _ in pieces),
+        mask=tuple(int(row.labels[end - 1] != IGNORE_INDEX) for _, end in pieces),
         end_token=bool(trained) and trained[-1] in ends,
         left_out=len(row.input_ids) - len(shown),
+        cut_start=row.cut_start,
+        cut_end=row.cut_end,
     )
 
 
-def try_out(examples: Iterable[Example], *, count: int = 2) -> tuple[str, ...]:
-    """Return the first different questions: a user's first turn, or how a plain text begins."""
-    prompts: dict[str, None] = {}
-    for example in examples:
-        if len(prompts) == count:
-            break
-        prompts[_question(example)] = None
-    return tuple(prompts)
-
-
-def _question(example: Example) -> str:
+def question(example: Example) -> str:
+    """Return what to try an example out with: a user's first turn, or how a plain text begins."""
     if example.is_chat:
         return next(turn.content for turn in example.messages if turn.role == "user")
     return " ".join(example.text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS].rstrip()
+
+
+def first_different(questions: Iterable[str], *, count: int = 2) -> tuple[str, ...]:
+    """Return the first different questions."""
+    found: dict[str, None] = {}
+    for asked in questions:
+        found[asked] = None
+        if len(found) == count:
+            break
+    return tuple(found)
 
 
 def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]]:

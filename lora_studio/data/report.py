@@ -4,65 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from statistics import median_low
 from typing import Any
 
-from lora_studio.data.encoding import Encoded
-from lora_studio.data.examples import Skipped
-from lora_studio.data.preview import Preview
+import numpy as np
 
-MIXED = "mixed"
+from lora_studio.data.checking.findings import Finding
+from lora_studio.data.examples import Skipped
+from lora_studio.data.layout import Layout, trained_tokens
+from lora_studio.data.preview import Sample
+from lora_studio.data.store import Numbers, Store
+from lora_studio.recipe import choices
+
 HISTOGRAM_BARS = 20
-LISTED_SKIPS = 200
+MOST_LENGTHS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What became of the files.
+    """What became of the data.
 
-    For pairs and conversations `rows == train_rows + eval_rows + skipped_rows`. A plain text counts
-    as one row and becomes as many encoded rows as it has pieces of `max_length`.
+    A row is a conversation, or a piece of a plain text: what the model is given at once. Always
+    `rows == trained_rows + eval_rows + sum(skipped.values())`.
     """
 
     format: str
     """The format of all files, or `mixed`."""
     formats: Mapping[str, str]
     """Each file's format."""
-    unused_columns: Mapping[str, tuple[str, ...]]
+    encoding: str
+    """The character encoding of all text files, or `mixed`; empty where there are none."""
+    encodings: Mapping[str, str | None]
+    """Each file's; None for a kind of file that has none."""
+    columns: Mapping[str, Sequence[str]]
+    """Each table's columns."""
+    parts: Mapping[str, Mapping[str, str]]
+    """For each table which column holds which part."""
+    unused_columns: Mapping[str, Sequence[str]]
     """Columns that are not learned from, for each file that has some."""
+    pairs: Mapping[str, Mapping[str, Any]]
+    """For each document that looks like questions and answers how many, and the first three."""
     fingerprint: str
-    """SHA-256 of the files' contents."""
+    """SHA-256 of what was read."""
+    records: int
+    """Rows of tables and documents read."""
     rows: int
-    """Rows and documents read."""
-    train_rows: int
-    """Encoded rows to learn from."""
+    """Conversations and pieces of texts."""
+    trained_rows: int
+    """Those to learn from."""
     eval_rows: int
-    """Encoded rows held out."""
-    skipped_rows: int
-    """Rows that are not used."""
-    skipped: tuple[Skipped, ...]
-    """The first 200 of them, each with its reason."""
+    """Those held out."""
+    skipped: Mapping[str, int]
+    """Those not used: how many for each reason, a key of the string table."""
+    skipped_rows: Sequence[Skipped]
+    """The first 200 of them."""
+    findings: Sequence[Finding]
+    """What the checks found."""
     max_length: int
-    """The longest an encoded row may be, in tokens."""
+    """The longest a row may be, in tokens."""
     tokens: int
     """Tokens in the rows to learn from."""
     trained_tokens: int
     """How many of those are trained on."""
     tokens_median: int
-    """Median length of all encoded rows before cutting, in tokens."""
+    """Median length of all rows before cutting, in tokens."""
     tokens_longest: int
-    """Longest encoded row before cutting, in tokens."""
-    histogram: tuple[tuple[int, int, int], ...]
+    """The longest row before cutting, in tokens."""
+    histogram: Sequence[tuple[int, int, int]]
     """Lengths before cutting: (from, to, rows), both ends included."""
+    lengths: Sequence[tuple[int, int]]
+    """Lengths of conversations before cutting, and how many have each; rounded up where there are
+    more than 500 lengths."""
     truncated: int
     """Rows cut at `max_length`."""
     last_answer_only: int
-    """Conversations of which only the last answer is trained on; see `encoding.encode_chats`."""
-    plain_template: bool
-    """Whether the tokenizer had no chat template and was given the plain one."""
-    examples: tuple[Preview, ...]
+    """Conversations of which only the last answer is trained on; see `encoding.ChatEncoder`."""
+    own_template: str
+    """Name of the chat template that the tokenizer was given for lack of its own, or empty."""
+    samples: Sequence[Sample]
     """The first rows to learn from, token by token."""
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     """Questions to try out, held-out ones first."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,39 +90,67 @@ class Report:
         return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
 
 
-def count_rows(train: Sequence[Encoded], evaluation: Sequence[Encoded]) -> dict[str, Any]:
-    """Return the report's numbers of rows and tokens."""
-    rows = [*train, *evaluation]
-    lengths = [row.length for row in rows]
+def numbers(store: Store, layout: Layout, *, beginning: int) -> dict[str, Any]:
+    """Return the report's numbers of rows and tokens.
+
+    Args:
+        store: The encoded rows.
+        layout: Where they went.
+        beginning: Number of tokens put before each piece of a text.
+    """
+    index = store.index
+    parts = (layout.train, layout.evaluation)
+    used, whole = [], []
+    for part in parts:
+        is_text = index.is_text[part.row]
+        used.append(part.stop - part.start + beginning * is_text)
+        whole.append(np.where(is_text, used[-1], index.length[part.row]))
+    before, after = np.concatenate(whole), np.concatenate(used)
+    is_chat = np.concatenate([~index.is_text[part.row] for part in parts])
+    rows = np.concatenate([part.row for part in parts])
+    skipped = dict(layout.leftovers.counts)
     return {
-        "train_rows": len(train),
-        "eval_rows": len(evaluation),
-        "tokens": sum(len(row.input_ids) for row in train),
-        "trained_tokens": sum(row.trained_tokens for row in train),
-        "tokens_median": median_low(lengths),
-        "tokens_longest": max(lengths),
-        "histogram": histogram(lengths),
-        "truncated": sum(row.truncated for row in rows),
-        "last_answer_only": sum(row.last_answer_only for row in rows),
+        "rows": len(before) + sum(skipped.values()),
+        "trained_rows": len(layout.train),
+        "eval_rows": len(layout.evaluation),
+        "skipped": skipped,
+        "skipped_rows": tuple(layout.leftovers.listed),
+        "tokens": int(used[0].sum()),
+        "trained_tokens": trained_tokens(index, layout.train),
+        "tokens_median": int(np.percentile(before, 50, method="lower")),
+        "tokens_longest": int(before.max()),
+        "histogram": histogram(before),
+        "lengths": _lengths(before[is_chat]),
+        "truncated": int((before > after).sum()),
+        "last_answer_only": int(index.last_only[rows].sum()),
     }
 
 
-def histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+def histogram(lengths: Numbers) -> tuple[tuple[int, int, int], ...]:
     """Count lengths in at most twenty bars of equal width."""
-    low, high = min(lengths), max(lengths)
+    low, high = int(lengths.min()), int(lengths.max())
     width = (high - low) // HISTOGRAM_BARS + 1
-    counts = [0] * ((high - low) // width + 1)
-    for length in lengths:
-        counts[(length - low) // width] += 1
+    counts = np.bincount((lengths - low) // width)
     starts = range(low, high + 1, width)
-    return tuple((at, at + width - 1, count) for at, count in zip(starts, counts, strict=True))
+    return tuple(
+        (at, at + width - 1, count) for at, count in zip(starts, counts.tolist(), strict=True)
+    )
+
+
+def _lengths(lengths: Numbers) -> tuple[tuple[int, int], ...]:
+    """Count lengths, in steps that leave at most five hundred of them."""
+    step = int(lengths.max(initial=0)) // MOST_LENGTHS + 1
+    found, counts = np.unique(-(-lengths // step) * step, return_counts=True)
+    return tuple(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Preview):
+    if isinstance(value, Sample):
         return value.to_dict()
+    if isinstance(value, Finding):
+        return value.to_dict() | {"choices": list(choices(value.check))}
     if isinstance(value, Skipped):
-        return {"file": value.file, "number": value.number, "reason": value.reason}
+        return [value.file, value.number, value.reason]
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

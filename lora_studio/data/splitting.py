@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
 
 # From this many documents on, at least one is held out; below it a text is split by paragraphs.
 ENOUGH_DOCUMENTS = 10
@@ -18,7 +23,7 @@ LINE_BREAK = re.compile(r"\n\s*")
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
-def hold_out(documents: Sequence[str], *, fraction: float, seed: int) -> set[int]:
+def hold_out(documents: Numbers | Sequence[str], *, fraction: float, seed: int) -> Numbers:
     """Choose the rows to hold out; rows of one document stay together.
 
     Where there are fewer than ten documents but at least ten rows (one question with many answers),
@@ -30,16 +35,16 @@ def hold_out(documents: Sequence[str], *, fraction: float, seed: int) -> set[int
         seed: Same seed and documents, same choice.
 
     Returns:
-        Positions of the rows held out: those of `fraction` of the documents, rounded, but at least
-        one of ten or more; none at fraction 0; never all.
+        Whether each row is held out (bool): those of `fraction` of the documents, rounded, but at
+        least one of ten or more; none at fraction 0; never all.
     """
-    keys: Sequence[str | int] = documents
-    if len(set(documents)) < ENOUGH_DOCUMENTS <= len(documents):
-        keys = range(len(documents))
-    distinct = list(dict.fromkeys(keys))
+    keys = np.asarray(documents)
+    distinct = np.unique(keys)
+    if len(distinct) < ENOUGH_DOCUMENTS <= len(keys):
+        distinct = keys = np.arange(len(keys))
     count = share(len(distinct), fraction)
-    chosen = set(random.Random(seed).sample(distinct, count))
-    return {at for at, key in enumerate(keys) if key in chosen}
+    chosen = random.Random(seed).sample(range(len(distinct)), count)
+    return np.isin(keys, distinct[chosen])
 
 
 def share(total: int, fraction: float) -> int:
@@ -65,40 +70,90 @@ def split_tail(text: str, fraction: float) -> tuple[str, str]:
     return text, ""
 
 
-def cut(tokens: Sequence[int], *, room: int, piece: Callable[[int], str]) -> list[tuple[int, int]]:
-    """Choose where a long document is cut: every token is in exactly one piece.
+def sections(text: str, marker: str) -> list[str]:
+    """Split a document at the lines that hold nothing but `marker`, which are left out.
 
-    A cut falls after a paragraph, else a line, a sentence, a word, between half of `room` and all
-    of it. The last piece is at least a quarter of `room`, so that no end token is left alone.
+    Args:
+        text: The document.
+        marker: What such a line says, white space around it apart; empty splits nothing.
+
+    Returns:
+        The parts that hold something, without empty lines around them.
+    """
+    marker = marker.strip()
+    if not marker or marker not in text:
+        return [text]
+    parts: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if line.strip() == marker:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    joined = ("\n".join(part).strip("\r\n") for part in parts)
+    return [part for part in joined if part.strip()]
+
+
+def blocks(text: str, limit: int = 200_000) -> Iterator[str]:
+    """Yield a huge text in blocks of at most `limit` characters, so that none is tokenised whole.
+
+    A block ends after the last paragraph in the second half of `limit`, else the last line, else
+    the last word, else anywhere. The blocks joined are the text.
+    """
+    start = 0
+    while len(text) - start > limit:
+        least, most = start + limit // 2, start + limit
+        ends = (text.rfind(mark, least, most) + len(mark) for mark in ("\n\n", "\n", " "))
+        end = next((end for end in ends if end > least), most)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def cut(
+    tokens: Sequence[int], *, room: int, piece: Callable[[int], str], overlap: int = 0
+) -> list[tuple[int, int]]:
+    """Choose where a long document is cut: every token is in a piece, without overlap in just one.
+
+    A cut falls before a heading, else after a paragraph, a line, a sentence, a word, between half
+    of `room` and all of it. The last piece is at least a quarter of `room`, so that no end token
+    is left alone. With an overlap each piece but the first begins with the end of the one before:
+    at the best such place between half of `overlap` and all of it; at least half of what `room`
+    leaves beside it is new.
 
     Args:
         tokens: The document's token ids.
         room: The most tokens in a piece.
         piece: Gives a token's text.
+        overlap: The most tokens that two pieces share; what reaches half of `room` is cut down.
 
     Returns:
         Start and end of each piece, in order.
     """
+    overlap = max(min(overlap, (room - 1) // 2), 0)
+    least = overlap + max((room - overlap) // 2, 1)
+
+    def best(places: range) -> int:
+        return max(places, key=lambda at: _rank(tokens, at, piece))
+
     spans = []
     start = 0
     while len(tokens) - start > room:
         most = min(room, len(tokens) - start - max(room // 4, 1))
-        ends = range(start + most, start + max(room // 2, 1) - 1, -1)
-        end = max(ends, key=lambda at: _rank(tokens, at, piece))
+        end = best(range(start + most, start + min(least, most) - 1, -1))
         spans.append((start, end))
-        start = end
+        start = best(range(end - overlap, end - overlap // 2 + 1)) if overlap else end
     return [*spans, (start, len(tokens))]
 
 
 def _rank(tokens: Sequence[int], at: int, piece: Callable[[int], str]) -> int:
-    """Return how good a place before token `at` is for a cut, 0 to 4."""
+    """Return how good a place before token `at` is for a cut, 0 to 5."""
     left = piece(tokens[at - 2]) + piece(tokens[at - 1]) if at > 1 else piece(tokens[at - 1])
     right = piece(tokens[at])
     if right.startswith("\n"):
         return 0
     newlines = left[len(left.rstrip()) :].count("\n")
     if newlines:
-        return 4 if newlines > 1 else 3
+        return 5 if right.lstrip(" ").startswith("#") else 4 if newlines > 1 else 3
     if not (right[:1].isspace() or left[-1:].isspace()):
         return 0
     return 2 if left.rstrip().endswith(SENTENCE_ENDS) else 1

@@ -1,4 +1,4 @@
-"""Chat templates: the one a tokenizer brings, or a plain one, rendered the same way everywhere.
+"""Chat templates: the one a tokenizer brings, or one of ours, rendered the same way everywhere.
 
 Training and answering must show the model the same text before an answer: both go through
 `prompt_ids` or `render`, and so does a template that refuses system turns (Gemma's does).
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_studio.data.chat_formats import TEMPLATES
 from lora_studio.data.examples import Message
 from lora_studio.errors import DatasetError, ModelError
+from lora_studio.recipe import ChatTemplateName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,27 +20,27 @@ if TYPE_CHECKING:
 Turn = Mapping[str, str]
 """`{"role": …, "content": …}`, as transformers takes it."""
 
-# A heading per turn, a blank line between turns, the end token after each answer. A line end closes
-# the heading, so that an answer's first token never melts into it.
-PLAIN_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '' if loop.first else '\\n\\n' -}}
-{{- '### ' + message['role'] | capitalize + ':\\n' -}}
-{{- message['content'] -}}
-{{- eos_token if message['role'] == 'assistant' else '' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '\\n\\n### Assistant:\\n' -}}{%- endif -%}
-"""
+PLAIN_TEMPLATE = TEMPLATES["plain"]
 BEGINNING = "{{- bos_token -}}\n"
+# A model's own template is a stranger's program: it may trip over anything.
+REFUSALS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
-def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Give the tokenizer the plain template where it has none, and an id to pad with.
+def ensure_chat_template(
+    tokenizer: PreTrainedTokenizerBase, name: ChatTemplateName = "plain"
+) -> bool:
+    """Give the tokenizer a chat template where it has none, and an id to pad with.
 
-    The template begins with the tokenizer's beginning token if it puts one before other text.
+    The template begins with the tokenizer's beginning token if it puts one before other text, and
+    ends every answer with its end token. Marks of the format that the tokenizer does not know are
+    plain text to it.
+
+    Args:
+        tokenizer: The base model's.
+        name: One of `chat_formats.TEMPLATES`.
 
     Returns:
-        Whether the plain template was set.
+        Whether a template was set.
 
     Raises:
         ModelError: If the tokenizer has no end token.
@@ -47,13 +49,14 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer.chat_template:
         return False
     beginning = BEGINNING if adds_beginning(tokenizer) else ""
-    tokenizer.chat_template = beginning + PLAIN_TEMPLATE
+    tokenizer.chat_template = beginning + TEMPLATES[name]
     return True
 
 
-def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the tokenizer's chat template is the plain one, set just now or before."""
-    return str(tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+def name_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplateName | None:
+    """Return which of our chat templates the tokenizer has, None for the model's own or none."""
+    current = str(tokenizer.chat_template or "").removeprefix(BEGINNING)
+    return next((name for name, template in TEMPLATES.items() if template == current), None)
 
 
 def ensure_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -77,24 +80,49 @@ def adds_beginning(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end an answer: the end token, and what the template closes it with."""
+    """Return the tokens that end an answer: the end token, and what the template closes it with.
+
+    The first mark after an answer counts: Phi-3's template has `<|end|>` there, and the end token
+    only where a whole conversation is over.
+    """
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
-        sample = (Message("user", "a"), Message("assistant", "b"))
-        ids = token_ids(tokenizer, [render(tokenizer, sample)])[0]
-        last = next((i for i in reversed(ids) if tokenizer.decode([i]).strip()), None)
-        ends |= {last} & set(tokenizer.get_added_vocab().values())
+        sample = (Message("user", "a"), Message("assistant", "⁂"))
+        _, answer, tail = render(tokenizer, sample).rpartition("⁂")
+        marks = set(tokenizer.get_added_vocab().values())
+        closing = token_ids(tokenizer, [tail])[0] if answer else []
+        ends |= set([token for token in closing if token in marks][:1])
     return frozenset(ends)
+
+
+def beginning_of(full: str, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return how the template writes the first turns of a conversation that goes on.
+
+    Some templates (Phi-3's) close what has no next turn with one more end token, which is left out
+    where `full`, the whole conversation, does not have it.
+
+    Raises:
+        DatasetError: If the template refuses the turns.
+    """
+    text = render_turns(tokenizer, turns)
+    shorter = text.removesuffix(tokenizer.eos_token)
+    return shorter if full.startswith(shorter) and not full.startswith(text) else text
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokenise texts as they stand: no beginning or end token is added."""
     if not texts:
         return []
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
-    return list(encoded["input_ids"])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        encoded = tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return list(encoded["input_ids"])
+    # The tokenizer itself would spend as long again on turning the result into its own.
+    backend.no_truncation()
+    backend.no_padding()
+    return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -157,10 +185,18 @@ def render_turns(
     """
     from jinja2.exceptions import TemplateError
 
+    # What `apply_chat_template` does for turns of plain text, in half the time: it copies them,
+    # looks for tools and documents, and there are millions of turns.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
     try:
-        rendered: Any = tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
+        rendered: Any = _compile_jinja_template(tokenizer.get_chat_template()).render(
+            messages=turns,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.special_tokens_map,
         )
-    except TemplateError as error:
-        raise DatasetError("data.template_refuses", reason=error.message or "") from error
+    except (TemplateError, *REFUSALS) as error:
+        raise DatasetError("data.template_refuses", reason=str(error)) from error
     return str(rendered)

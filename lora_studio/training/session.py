@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -136,6 +135,8 @@ class Session:
             tokenizer,
             recipe.seed,
             on_progress=lambda done, total: self._stage("tokenize", done, total),
+            cache=self._settings.prepared,
+            token=self._settings.hub_token,
         )
         problems = _misfits(recipe, prepared, info)
         if problems:
@@ -173,11 +174,10 @@ class Session:
         folder: RunFolder,
         reporter: Reporter,
     ) -> Trainer:
-        train = _kept(prepared.to_dataset(), folder.data / "train")
+        train = prepared.to_dataset(folder.data)
         held_out = None
         if plan.eval_rows:
-            rows = prepared.to_dataset("evaluation").select(range(plan.eval_rows))
-            held_out = _kept(rows, folder.data / "evaluation")
+            held_out = prepared.to_dataset(folder.data, "evaluation").select(range(plan.eval_rows))
         trainer = Trainer(
             reporter=reporter,
             model=model,
@@ -230,14 +230,8 @@ def _misfits(recipe: Recipe, prepared: Prepared, info: ModelInfo) -> list[Studio
     rows, batch = len(prepared.train), recipe.training.per_device_train_batch_size
     if rows < batch:
         problems.append(StudioError("training.rows_under_batch", rows=rows, batch=batch))
-    longest = max(len(row.input_ids) for row in [*prepared.train, *prepared.evaluation])
+    longest = min(prepared.report.tokens_longest, recipe.data.max_length)
     limit = info.context_length
     if limit is not None and longest > limit:
         problems.append(StudioError("training.over_context", longest=longest, limit=limit))
     return problems
-
-
-def _kept(rows: Dataset, folder: Path) -> Dataset:
-    """Keep encoded rows as Arrow in the run folder and return them from there."""
-    rows.save_to_disk(folder)
-    return Dataset.load_from_disk(folder)

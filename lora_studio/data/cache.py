@@ -1,0 +1,57 @@
+"""Folders of results that can be made again, each under the hash of all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+KEPT = 8
+"""So many results are kept; the one that was not used for longest makes room."""
+
+
+class Cache:
+    """Makes folders, or finds those made before.
+
+    Args:
+        folder: Where they lie; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, depends_on: Any, make: Callable[[Path], None]) -> Path:
+        """Return the folder that `make` has filled for the same dependencies, now or before.
+
+        What is half made when `make` raises is removed.
+
+        Args:
+            depends_on: Plain values; equal ones give the same folder.
+            make: Fills an empty folder.
+        """
+        text = json.dumps(depends_on, sort_keys=True, ensure_ascii=False)
+        place = self._folder / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        if not place.is_dir():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=self._folder, prefix="."))
+            try:
+                make(partial)
+                with suppress(OSError):  # somebody else may have made it meanwhile
+                    partial.rename(place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        os.utime(place)
+        self._make_room()
+        return place
+
+    def _make_room(self) -> None:
+        """Remove what was not used for longest; open files of it stay readable."""
+        made = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
+        for old in sorted(made, key=lambda entry: entry.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
