@@ -64,6 +64,8 @@ def test_the_end_the_start_or_the_whole_row_is_cut(tokenizer: Any, rows: Path) -
     drop = prepared(tokenizer, rows, max_length=60, truncation="drop")
     assert drop.report.truncated == 0
     assert drop.report.skipped == {"data.skip_too_long": start.report.truncated}
+    assert drop.report.lengths == start.report.lengths
+    assert sum(count for _, count in drop.report.lengths) == 40
 
 
 def test_lost_ends_are_kept_fixed_skipped_or_stop(tokenizer: Any, rows: Path) -> None:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
-from lora_studio.errors import RecipeError
-from lora_studio.recipe import AdapterSpec, DataSpec, Recipe, TrainingSpec
+from lora_studio.errors import DatasetError, RecipeError
+from lora_studio.recipe import (
+    AdapterSpec,
+    ChecksSpec,
+    DataSpec,
+    HubSpec,
+    Recipe,
+    TrainingSpec,
+)
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
-from lora_studio.ui import numbers, render
+from lora_studio.ui import (
+    data_checks,
+    data_columns,
+    data_panel,
+    data_rows,
+    data_view,
+    length_chart,
+    numbers,
+)
+from lora_studio.ui.data_panel import DataPanel, pasted_name
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice
 from lora_studio.ui.live import MOST_POINTS, news
 from lora_studio.ui.shelf import Shelf
-from lora_studio.ui.train import pasted_name, read_draft
+from lora_studio.ui.train import read_draft
 
 MODULES = ("q_proj", "v_proj")
 PATHS = [
-    "name", "precision", "data.format", "data.max_length",
-    "data.eval_fraction", "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
+    "name", "precision", "data.hub.repo_id", "data.hub.columns", "data.hub.start",
+    "data.hub.rows", "data.columns", "data.template", "data.format", "data.encoding",
+    "data.chat_template", "data.text_as", "data.checks.duplicates", "data.max_length",
+    "data.truncation", "data.chunk_overlap", "data.cut_marker", "data.eval_fraction",
+    "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
     "adapter.target_modules", "adapter.bias", "adapter.use_rslora", "training.num_train_epochs",
     "training.max_steps", "training.learning_rate", "training.per_device_train_batch_size",
     "training.gradient_accumulation_steps", "training.lr_scheduler_type", "training.warmup_ratio",
@@ -31,12 +55,31 @@ PATHS = [
 RECIPE = Recipe(
     name="poems",
     precision="nf4",
-    data=DataSpec(files=("/somewhere/rows.jsonl",), max_length=256),
+    data=DataSpec(
+        files=("/somewhere/rows.jsonl",),
+        hub=HubSpec(repo_id="owner/rows", columns=("질문", "답변"), rows=None),
+        columns={"question": "질문", "answer": "답변"},
+        checks=ChecksSpec(duplicates="skip"),
+        truncation="start",
+        max_length=256,
+    ),
     adapter=AdapterSpec(r=8, target_modules=("q_proj",)),
     training=TrainingSpec(max_steps=60, learning_rate=5e-4),
     prompts=("Who are you?",),
     seed=7,
 )
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A page to put components on; the event loops that Gradio makes for it are closed."""
+    make, made = asyncio.new_event_loop, []
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(make()) or made[-1])
+    with gr.Blocks():
+        yield
+    asyncio.set_event_loop(None)
+    for loop in made:
+        loop.close()
 
 
 @pytest.fixture
@@ -64,9 +107,12 @@ def test_a_form_with_nonsense_names_every_problem(form: Form) -> None:
     values[PATHS.index("adapter.r")] = 0
     values[PATHS.index("training.learning_rate")] = None
     values[PATHS.index("data.format")] = "../../etc"
+    values[PATHS.index("data.columns")] = {"answer": ["a"]}
+    values[PATHS.index("data.checks.duplicates")] = "burn"
+    values[PATHS.index("data.hub.columns")] = 3
     with pytest.raises(RecipeError) as caught:
         form.recipe(values, source="starter", files=["x"])
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 6
 
 
 def test_the_same_upload_twice_is_one_file_on_the_shelf(tmp_path: Path) -> None:
@@ -162,13 +208,148 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert numbers.duration(seconds, "en") == text
 
 
+def row(**changed: object) -> dict[str, object]:
+    usual = {
+        "text": "ab", "tokens": ["a", "b"], "mask": [0, 1], "end_token": False, "left_out": 0,
+        "cut_start": 0, "cut_end": 0, "file": "rows.csv", "number": 3,
+    }  # fmt: skip
+    return usual | changed
+
+
+EVIL = "<img src=x>"
+FOUND = {
+    "format": "question_answer", "formats": {EVIL: "question_answer"}, "encodings": {EVIL: "cp949"},
+    "columns": {EVIL: [EVIL, "답"], "b.csv": ["q"]}, "unused_columns": {EVIL: [EVIL]},
+    "parts": {EVIL: {"answer": "답"}, "b.csv": {"question": "q", "answer": "other"}},
+    "records": 412, "rows": 412, "trained_rows": 390, "eval_rows": 15,
+    "skipped": {"data.skip_no_answer": 6, "data.skip_empty_text": 1}, "findings": [],
+    "max_length": 256, "tokens": 9, "trained_tokens": 5, "tokens_median": 7, "tokens_longest": 9,
+    "histogram": [[1, 9, 405]], "lengths": [[7, 400], [9, 5]], "last_answer_only": 0,
+    "own_template": "", "pairs": {EVIL: {"count": 24, "examples": [[EVIL, EVIL]]}},
+}  # fmt: skip
+
+
 def test_a_token_that_is_markup_is_shown_as_text() -> None:
-    example = {"pieces": [["<img src=x>", True]], "end_token": True, "left_out": 0}
-    assert "<img" not in render.tokens(example, Voice(None))
+    shown = row(tokens=["<img src=x>", "b"], file="<img src=y>")
+    assert "<img" not in data_rows.sample(shown, Voice(None))
 
 
 def test_only_the_last_trained_token_is_marked_as_the_end() -> None:
-    pieces = [["a", False], ["b", True], ["<|im_end|>", True], ["\n", False]]
-    html = render.tokens({"pieces": pieces, "end_token": True, "left_out": 0}, Voice(None))
+    shown = row(tokens=["a", "b", "<|im_end|>", "\n"], mask=[0, 1, 1, 0], end_token=True)
+    html = data_rows.tokens(shown, Voice(None))
     assert html.count('class="e"') == 1
     assert '<span class="e">&lt;|im_end|&gt;</span>' in html
+
+
+def test_a_cut_row_says_at_which_end_how_many_tokens_are_gone() -> None:
+    html = data_rows.tokens(row(cut_start=12, cut_end=5), Voice(None))
+    start, end = html.index("12 tokens before"), html.index("5 tokens after")
+    assert start < html.index('class="m"') < end
+
+
+def test_the_strip_adds_up_and_gives_each_reason() -> None:
+    said = data_view.strip(FOUND, Voice(None))
+    assert said == "412 rows: 390 to learn from, 15 held out, 7 skipped (no answer: 6, no text: 1)"
+
+
+def test_nothing_of_the_data_is_read_as_markup() -> None:
+    finding = {
+        "check": "secrets", "choice": "keep", "count": 30, "rows": [[EVIL, 1]], "example": EVIL,
+        "looked_at": 100,
+    }  # fmt: skip
+    html = [
+        data_view.summary(FOUND, Voice(None)),
+        data_view.pairs(FOUND, Voice(None)),
+        data_checks.sentence("secrets", finding, Voice(None)),
+        data_rows.skipped(
+            {"file": EVIL, "number": 1, "reason": "data.skip_no_answer"}, Voice(None)
+        ),
+    ]
+    assert "<img" not in "".join(html)
+
+
+def test_the_guess_of_several_tables_is_that_of_the_first_that_has_the_part() -> None:
+    assert data_columns.guessed(FOUND) == {"answer": "답", "question": "q"}
+
+
+def test_only_parts_with_a_column_are_chosen() -> None:
+    assert data_columns.chosen(["q", "", "a", None, 3, ""]) == {"question": "q", "answer": "a"}
+
+
+def test_the_columns_that_an_error_names_can_be_chosen() -> None:
+    error = DatasetError("data.unrecognised", file="a.csv", columns="what, why", choices="…")
+    assert data_columns.columns_of(error) == ["what", "why"]
+    assert data_columns.columns_of(DatasetError("data.empty_file", file="a.csv")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "check"),
+    [
+        (DatasetError("data.check_stops_secrets", count=1, rows="a:1"), "secrets"),
+        (DatasetError("data.broken_json", file="a", line=1), "broken_rows"),
+        (DatasetError("data.empty_file", file="a"), ""),
+    ],
+)
+def test_the_check_that_stopped_a_preview_is_known(error: DatasetError, check: str) -> None:
+    assert data_checks.stopped_by(error) == check
+
+
+@pytest.mark.parametrize("page", [0, -3, True, "2", None, 1.5])
+def test_a_page_that_is_none_is_the_first(page: object) -> None:
+    assert data_rows.asked("../etc", page, None) == ("train", 1, "")
+
+
+def test_the_chart_gets_sentences_for_the_browser_to_fill_in() -> None:
+    chart = json.loads(length_chart.value(FOUND, Voice(None)))
+    assert chart["lengths"] == FOUND["lengths"]
+    assert chart["words"]["cut"] == "{n} of {rows} rows are cut at {length} tokens."
+    text = json.loads(length_chart.value(FOUND | {"lengths": []}, Voice(None)))
+    assert text["bars"] == FOUND["histogram"]
+
+
+def test_a_preview_is_known_by_what_it_depends_on() -> None:
+    same = replace(RECIPE, name="other", training=TrainingSpec(), adapter=AdapterSpec())
+    other = replace(RECIPE, data=replace(RECIPE.data, max_length=128))
+    assert data_panel.key_of(same) == data_panel.key_of(RECIPE) != data_panel.key_of(other)
+
+
+def test_what_no_tab_of_ours_asked_for_lately_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_panel, "MOST_SESSIONS", 2)
+    panel = DataPanel.__new__(DataPanel)
+    panel._wanted = OrderedDict()
+    for session in ("a", "b", "a", "c"):
+        panel.want(SimpleNamespace(session_hash=session), RECIPE)
+    assert list(panel._wanted) == ["a", "c"]
+
+
+def test_a_preview_nobody_wants_any_more_ends_and_asks_again(page: None) -> None:
+    panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
+    request = SimpleNamespace(session_hash="tab", cookies={}, headers={})
+    events = [{"stage": "tokenize", "done": 1, "total": 2}] * 3
+    studio = SimpleNamespace(preview=lambda recipe, token: iter(events))
+    panel.want(request, RECIPE)
+    shown = panel._prepare(request, studio, RECIPE, None, [])
+    assert [panel.card.status in next(shown) for _ in range(2)] == [True, True]
+    panel.want(request, replace(RECIPE, seed=1))
+    assert [list(outputs) for outputs in shown] == [[panel.card.asked]]
+
+
+def test_a_failed_preview_keeps_the_columns_choosable(page: None) -> None:
+    def preview(recipe: Recipe, token: object) -> Iterator[object]:
+        yield from ()
+        raise DatasetError("data.unrecognised", file="a.csv", columns="what, why", choices="…")
+
+    panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
+    request = SimpleNamespace(session_hash="tab", cookies={}, headers={})
+    *_, last = panel._prepare(request, SimpleNamespace(preview=preview), Recipe(), None, ["old"])
+    columns = panel.card.columns
+    assert last[columns.part].open
+    assert [value for _, value in last[columns.pickers["answer"]].choices] == ["", "what", "why"]
+    assert last[panel.card.found] is None
+
+
+def test_a_check_without_its_usual_choice_can_be_taken_back(page: None) -> None:
+    checks = data_checks.build(Form())
+    shown = checks.show(FOUND, ChecksSpec(duplicates="stop"), Voice(None))
+    visible = [name for name, line in checks.lines.items() if shown[line].visible]
+    assert visible == ["duplicates"]

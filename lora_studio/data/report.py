@@ -72,8 +72,8 @@ class Report:
     histogram: Sequence[tuple[int, int, int]]
     """Lengths before cutting: (from, to, rows), both ends included."""
     lengths: Sequence[tuple[int, int]]
-    """Lengths of conversations before cutting, and how many have each; rounded up where there are
-    more than 500 lengths."""
+    """Lengths of all conversations before cutting, those left out included, and how many have each;
+    rounded up where there are more than 500 lengths."""
     truncated: int
     """Rows cut at `max_length`."""
     last_answer_only: int
@@ -106,7 +106,6 @@ def numbers(store: Store, layout: Layout, *, beginning: int) -> dict[str, Any]:
         used.append(part.stop - part.start + beginning * is_text)
         whole.append(np.where(is_text, used[-1], index.length[part.row]))
     before, after = np.concatenate(whole), np.concatenate(used)
-    is_chat = np.concatenate([~index.is_text[part.row] for part in parts])
     rows = np.concatenate([part.row for part in parts])
     skipped = dict(layout.leftovers.counts)
     return {
@@ -120,7 +119,7 @@ def numbers(store: Store, layout: Layout, *, beginning: int) -> dict[str, Any]:
         "tokens_median": int(np.percentile(before, 50, method="lower")),
         "tokens_longest": int(before.max()),
         "histogram": histogram(before),
-        "lengths": _lengths(before[is_chat]),
+        "lengths": _lengths(index.length[~index.is_text]),
         "truncated": int((before > after).sum()),
         "last_answer_only": int(index.last_only[rows].sum()),
     }

@@ -17,3 +17,10 @@ def slider(*arguments: Any, **settings: Any) -> gr.Slider:
     control = gr.Slider(*arguments, **settings)
     control.preprocess = lambda payload: payload
     return control
+
+
+def dropdown(*arguments: Any, **settings: Any) -> gr.Dropdown:
+    """Return a dropdown whose choices may change while a person chooses; see `slider`."""
+    control = gr.Dropdown(*arguments, **settings)
+    control.preprocess = lambda payload: payload
+    return control

@@ -11,6 +11,8 @@ import gradio as gr
 from lora_studio.recipe import ALL_LINEAR, BOUNDS, Recipe
 
 PROMPTS = 2
+LISTS = frozenset({"data.hub.columns"})
+"""Settings that are lists in a recipe and one line with commas in a text box."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Form:
             branch = tree
             for parent in parents:
                 branch = branch.setdefault(parent, {})
-            branch[name] = value
+            branch[name] = _items(value) if path in LISTS else value
         tree["prompts"] = prompts
         return Recipe.from_dict(tree)
 
@@ -76,10 +78,25 @@ class Form:
             # A name the model does not have is shown too, with the sentence about it.
             known = list(dict.fromkeys([*module_names, *chosen]))
             return gr.CheckboxGroup(choices=known, value=chosen)
+        if path in LISTS:
+            return ", ".join(value)
+        if isinstance(value, Mapping):
+            return dict(value)
         control = self.controls[path]
+        if isinstance(control, gr.Dropdown) and value not in [
+            known for _, known in control.choices
+        ]:
+            return gr.Dropdown(choices=[*control.choices, (value, value)], value=value)
         if isinstance(control, gr.Slider) and value > control.maximum:
             return gr.Slider(value=value, maximum=value)
         return value
+
+
+def _items(value: Any) -> Any:
+    """Return the items of a line with commas; what is no text is left for the recipe to refuse."""
+    if not isinstance(value, str):
+        return value
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
 def bounds(path: str) -> Mapping[str, float]:

@@ -11,9 +11,7 @@ from lora_studio.models.accounting import ParameterCount
 from lora_studio.models.description import ModelInfo
 from lora_studio.ui import numbers
 from lora_studio.ui.language import Voice
-from lora_studio.wording import say
-
-LISTED_SKIPS = 8
+from lora_studio.wording import table
 
 
 def note(text: str, kind: str = "bad") -> str:
@@ -40,7 +38,8 @@ def stage(event: Mapping[str, Any], voice: Voice) -> str:
 
 def stage_sentence(event: Mapping[str, Any], voice: Voice) -> str:
     """Return what is being prepared, with how far it is where that is known."""
-    sentence = voice(f"stage_{event.get('stage', 'start')}")
+    stage = f"stage_{event.get('stage', 'start')}"
+    sentence = voice(stage if f"page.{stage}" in table() else "stage_start")
     done, total = event.get("done", 0), event.get("total", 0)
     if not total:
         return sentence
@@ -91,89 +90,12 @@ def _tokens(length: int | None, voice: Voice) -> str:
     return voice("tokens", n=f"{length:,}") if length else "–"
 
 
-def report(found: Mapping[str, Any], voice: Voice) -> str:
-    """Return what was understood of the data and the tokens that will be trained."""
-    parts = [f'<p class="ls-strip">{escape(strip(found, voice))}</p>']
-    kinds = ", ".join(dict.fromkeys(found["formats"].values()))
-    parts.append(
-        facts(
-            [
-                (voice("data_format"), " + ".join(_format(k, voice) for k in kinds.split(", "))),
-                (voice("data_median"), f"{found['tokens_median']:,}"),
-                (voice("data_longest"), f"{found['tokens_longest']:,}"),
-                (voice("data_cut", length=found["max_length"]), f"{found['truncated']:,}"),
-                (voice("data_trained"), f"{found['trained_tokens']:,}"),
-            ]
-        )
-    )
-    parts += [note(text, "warn") for text in warnings(found, voice)]
-    parts.append(
-        f'<div class="ls-legend"><span><i class="m">{voice("legend_masked")}</i>'
-        f"{voice('legend_masked_means')}</span>"
-        f'<span><i class="t">{voice("legend_trained")}</i>{voice("legend_trained_means")}</span>'
-        f'<span><i class="e">{voice("legend_end")}</i>{voice("legend_end_means")}</span></div>'
-    )
-    parts += [tokens(example, voice) for example in found["examples"]]
-    return "".join(parts)
-
-
-def strip(found: Mapping[str, Any], voice: Voice) -> str:
-    """Return the line that adds the rows up."""
-    return voice(
-        "data_strip",
-        rows=f"{found['rows']:,}",
-        train=f"{found['train_rows']:,}",
-        held=f"{found['eval_rows']:,}",
-        skipped=f"{found['skipped_rows']:,}",
-    )
-
-
-def warnings(found: Mapping[str, Any], voice: Voice) -> list[str]:
-    """Return what a person should know before training on the data."""
-    said = []
-    if found["skipped_rows"]:
-        listed = found["skipped"][:LISTED_SKIPS]
-        names = ", ".join(
-            f"{row['file']}:{row['number']} ({say(row['reason'], voice.language)})"
-            for row in listed
-        )
-        more = found["skipped_rows"] - len(listed)
-        if more > 0:
-            names += voice("and_more", n=more)
-        said.append(voice("data_skipped", n=found["skipped_rows"], names=names))
-    for file, columns in found["unused_columns"].items():
-        said.append(voice("data_unused", file=file, columns=", ".join(columns)))
-    if found["last_answer_only"]:
-        said.append(voice("data_last_only", n=found["last_answer_only"]))
-    if found["plain_template"]:
-        said.append(voice("data_plain_template"))
-    return said
-
-
-def _format(name: str, voice: Voice) -> str:
-    return voice(f"format_{name}")
-
-
-def tokens(example: Mapping[str, Any], voice: Voice) -> str:
-    """Return one row, token by token: masked ones grey, trained ones coloured, the end marked."""
-    pieces = example["pieces"]
-    trained = [at for at, (_, is_trained) in enumerate(pieces) if is_trained]
-    end = trained[-1] if trained and example["end_token"] and not example["left_out"] else None
-    cells = []
-    for at, (text, is_trained) in enumerate(pieces):
-        style = "e" if at == end else "t" if is_trained else "m"
-        cells.append(f'<span class="{style}">{escape(text)}</span>')
-    if example["left_out"]:
-        cells.append(f"<p>{escape(voice('tokens_left_out', n=example['left_out']))}</p>")
-    label = escape(voice("tokens_label"))
-    return f'<div class="ls-tokens" tabindex="0" aria-label="{label}">{"".join(cells)}</div>'
-
-
 def total(
     count: ParameterCount,
     *,
     steps: int | None,
     epochs: float | None,
+    trained_tokens: int | None,
     precision: str,
     device: str,
     voice: Voice,
@@ -186,6 +108,7 @@ def total(
         ),
         (voice("sum_share"), f"{count.percent:.3g} %"),
         (voice("sum_file"), numbers.size(count.adapter_bytes)),
+        (voice("sum_tokens"), _learned(trained_tokens, voice)),
         (voice("sum_steps"), _steps(steps, epochs, voice)),
         (voice("sum_precision"), precision),
         (voice("sum_device"), device),
@@ -196,6 +119,12 @@ def total(
         f'<i style="width:{min(count.percent, 100):.2f}%"></i></div>'
     )
     return f'{share}<dl class="ls-total">{rows}</dl>'
+
+
+def _learned(tokens: int | None, voice: Voice) -> str:
+    if tokens is None:
+        return voice("sum_tokens_later")
+    return voice("sum_tokens_epoch", tokens=numbers.count(tokens))
 
 
 def _steps(steps: int | None, epochs: float | None, voice: Voice) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -16,7 +17,8 @@ from lora_studio.recipe import Recipe
 from lora_studio.settings import STARTER
 from lora_studio.studio import Studio
 from lora_studio.training.plan import WORTH_TRAINING_STEPS, total_steps
-from lora_studio.ui import adapter_card, data_card, model_card, numbers, render
+from lora_studio.ui import adapter_card, model_card, render
+from lora_studio.ui.data_panel import DataPanel
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.outgoing import fresh_folder, lend
@@ -44,7 +46,7 @@ class TrainTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 self.model = model_card.build(studio)
-                self.data = data_card.build(self.form)
+                self.text = DataPanel(door, self.form, self.model)
                 info = studio.known_model(STARTER)
                 self.why = adapter_card.build_adapter(
                     self.form, studio.hardware, info.target_names if info else ()
@@ -86,7 +88,7 @@ class TrainTab:
 
     def _wire(self) -> None:
         self._wire_model()
-        self._wire_data()
+        self.text.wire()
         self._wire_sum()
 
     def _wire_model(self) -> None:
@@ -101,43 +103,13 @@ class TrainTab:
             show_progress="hidden",
             trigger_mode="always_last",
         ).then(self.refresh, self._sum_inputs(), self._sum_outputs(), show_progress="hidden")
-        card.source.change(
-            self.preview, self._preview_inputs(), self._preview_outputs(), show_progress="hidden"
-        )
-
-    def _wire_data(self) -> None:
-        card = self.data
-        card.files.change(self.take_files, card.files, card.names, show_progress="hidden")
-        gr.on(
-            [card.add.click],
-            self.add_text,
-            [card.pasted, card.files],
-            [card.files, card.pasted],
-            show_progress="hidden",
-        )
-        for name, button in card.examples.items():
-            settings = [self.form.controls[path] for path in data_card.EXAMPLE_SETTINGS[name]]
-            button.click(
-                lambda name=name: self.take_example(name),
-                None,
-                [card.files, *settings],
-                show_progress="hidden",
-            )
-        gr.on(
-            [card.names.change, *(control.change for control in card.triggers)],
-            self.preview,
-            self._preview_inputs(),
-            self._preview_outputs(),
-            show_progress="hidden",
-            trigger_mode="always_last",
-        )
 
     def _wire_sum(self) -> None:
         gr.on(
             [
                 *(control.change for control in self.form.inputs),
-                self.data.names.change,
-                self.data.found.change,
+                self.text.card.names.change,
+                self.text.card.found.change,
             ],
             self.refresh,
             self._sum_inputs(),
@@ -155,32 +127,20 @@ class TrainTab:
         self.save_recipe.click(self.write_recipe, self._sum_inputs(), self.recipe_file).then(
             None, js="() => document.querySelector('#recipe-file').click()"
         )
-        loaded = [*self.model.shown, self.data.files, self.said, *self.form.inputs]
+        loaded = [
+            *self.model.shown, self.text.card.files, self.text.card.asked, self.said,
+            *self.form.inputs,
+        ]  # fmt: skip
         self.load_recipe.upload(self.read_recipe, self.load_recipe, loaded)
         self.panel.reuse.click(self.reuse, self.panel.run, loaded, show_progress="hidden")
 
     # What the handlers need and change
 
     def _sum_inputs(self) -> list[Any]:
-        return [self.model.source, self.data.names, self.data.found, *self.form.inputs]
+        return self.text.inputs
 
     def _sum_outputs(self) -> list[Any]:
         return [self.total, self.start, self.said, self.why, self.draft]
-
-    def _preview_inputs(self) -> list[Any]:
-        return [self.model.token, *self._sum_inputs()]
-
-    def _preview_outputs(self) -> list[Any]:
-        return [self.data.report, self.data.found, self.data.card]
-
-    def recipe(self, studio: Studio, source: Any, names: Any, values: tuple[Any, ...]) -> Recipe:
-        """Build the recipe on the page.
-
-        Raises:
-            RecipeError: Naming everything that does not fit.
-        """
-        files = Shelf.of(studio.settings).paths(names or [])
-        return self.form.recipe(values, source=str(source or ""), files=files)
 
     # Handlers
 
@@ -210,53 +170,6 @@ class TrainTab:
         except StudioError as error:
             yield "", render.problem(error, voice), gr.skip(), gr.skip()
 
-    def take_files(self, paths: list[str] | None, request: gr.Request) -> list[str]:
-        """Keep uploaded files on the shelf; return their names there."""
-        shelf = Shelf.of(self.door.enter(request).settings)
-        return [shelf.keep(Path(path)) for path in paths or []]
-
-    def take_example(self, name: str) -> list[Any]:
-        """Choose a shipped example, with settings that show an effect on so few rows."""
-        files = lend([str(data_card.example(name))])
-        return [files, *data_card.EXAMPLE_SETTINGS[name].values()]
-
-    def add_text(
-        self, pasted: str, paths: list[str] | None, request: gr.Request
-    ) -> tuple[Any, Any]:
-        """Put pasted text on the shelf as a file beside the uploaded ones."""
-        voice, studio = Voice(request), self.door.enter(request)
-        if not (pasted or "").strip():
-            gr.Info(voice("paste_first"))
-            return gr.skip(), gr.skip()
-        shelf = Shelf.of(studio.settings)
-        name = shelf.keep_text(pasted, pasted_name(pasted))
-        return [*(paths or []), *lend(shelf.paths([name]))], ""
-
-    def preview(
-        self, request: gr.Request, token: Any, source: Any, names: Any, found: Any, *values: Any
-    ) -> Iterator[Any]:
-        """Encode the data and show the tokens that will be trained on."""
-        voice, studio = Voice(request), self.door.enter(request)
-        if not names:
-            yield render.busy(voice("data_empty")), None, gr.Accordion(label=voice("card_data"))
-            return
-        try:
-            recipe = self.recipe(studio, source, names, values)
-            for event in studio.preview(recipe, token=token or None):
-                if "result" not in event:
-                    yield render.stage(event, voice), gr.skip(), gr.skip()
-                    continue
-                found = event["result"]
-                label = voice(
-                    "card_data_done",
-                    files=", ".join(name.partition("/")[2] for name in names),
-                    rows=f"{found['rows']:,}",
-                    tokens=numbers.count(found["tokens"]),
-                )
-                yield render.report(found, voice), found, gr.Accordion(label=label)
-        except StudioError as error:
-            yield render.problem(error, voice), None, gr.Accordion(label=voice("card_data"))
-
     def refresh(
         self, request: gr.Request, source: Any, names: Any, found: Any, *values: Any
     ) -> tuple[Any, ...]:
@@ -264,7 +177,8 @@ class TrainTab:
         voice, studio = Voice(request), self.door.enter(request)
         off = gr.Button(interactive=False)
         try:
-            recipe = self.recipe(studio, source, names, values)
+            recipe = self.text.recipe(studio, source, names, values)
+            self.text.want(request, recipe)
             info = studio.known_model(recipe.model.source)
             summed = self._total(studio, recipe, info, found, voice) if info else ""
         except RecipeError as error:
@@ -274,7 +188,7 @@ class TrainTab:
         if not info or not found:
             missing = voice("start_needs_model" if not info else "start_needs_data")
             return summed, off, f'<p class="ls-quiet">{missing}</p>', why, draft
-        steps = total_steps(recipe, found["train_rows"])
+        steps = total_steps(recipe, found["trained_rows"])
         said = (
             render.note(voice("few_steps", steps=steps), "warn")
             if steps < WORTH_TRAINING_STEPS
@@ -288,7 +202,7 @@ class TrainTab:
         """Start the run and show it."""
         voice, studio = Voice(request), self.door.enter(request)
         try:
-            run = studio.start(self.recipe(studio, source, names, values), token=token or None)
+            run = studio.start(self.text.recipe(studio, source, names, values), token=token or None)
         except StudioError as error:
             gr.Warning(escape(error.say(voice.language)))
             return gr.skip(), gr.skip(), render.problem(error, voice)
@@ -299,7 +213,7 @@ class TrainTab:
     ) -> str:
         """Write the page's settings as a recipe file for download."""
         try:
-            recipe = self.recipe(self.door.enter(request), source, names, values)
+            recipe = self.text.recipe(self.door.enter(request), source, names, values)
         except StudioError as error:
             raise toast(error, request) from error
         file = fresh_folder() / "recipe.yaml"
@@ -331,6 +245,7 @@ class TrainTab:
         return [
             *model_card.show(recipe.model.source, studio, voice),
             lend(shelf.paths(names)) or None,
+            time.time_ns(),
             render.note(said, "warn") if said else "",
             *self._values(studio, recipe),
         ]
@@ -349,7 +264,7 @@ class TrainTab:
             latest.folder.id if latest else "",
             *model_card.show(recipe.model.source, studio, voice),
             files or None,
-            render.busy(voice("data_empty")) if not files else gr.skip(),
+            time.time_ns(),
             *self._values(studio, recipe),
         ]
 
@@ -357,7 +272,7 @@ class TrainTab:
         """The components that `restore` fills."""
         return [
             self.panel.bar, self.panel.run, self.panel.live, *self.model.shown,
-            self.data.files, self.data.report, *self.form.inputs,
+            self.text.card.files, self.text.card.asked, *self.form.inputs,
         ]  # fmt: skip
 
     # Beneath
@@ -373,8 +288,9 @@ class TrainTab:
         known = bool(found) or not by_epochs
         return render.total(
             count(info, recipe.adapter),
-            steps=total_steps(recipe, found["train_rows"] if found else 0) if known else None,
+            steps=total_steps(recipe, found["trained_rows"] if found else 0) if known else None,
             epochs=recipe.training.num_train_epochs if by_epochs else None,
+            trained_tokens=found["trained_tokens"] if found else None,
             precision=studio.precision(recipe),
             device=studio.hardware.device.upper(),
             voice=voice,
@@ -389,11 +305,3 @@ def read_draft(draft: Any) -> tuple[Recipe, list[str]]:
         return Recipe.from_dict(tree).with_files(()), names
     except (RecipeError, TypeError, KeyError, ValueError):
         return Recipe(), []
-
-
-def pasted_name(pasted: str) -> str:
-    """Name pasted text after its first words; JSON lines keep their meaning by the extension."""
-    start = pasted.lstrip()
-    kind = "jsonl" if start.startswith("{") else "json" if start.startswith("[") else "txt"
-    words = "-".join("".join(c if c.isalnum() else " " for c in start[:60]).split()[:4])
-    return f"{words or 'pasted'}.{kind}"
