@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,12 @@ def test_half_made_rows_are_removed_and_old_ones_make_room(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         cache.get("a", fail)
     assert list((tmp_path / "cache").iterdir()) == []
+    killed = tmp_path / "cache" / ".killed"
+    killed.mkdir()
+    os.utime(killed, (0, 0))
     places = [cache.get(at, lambda folder: None) for at in range(KEPT + 3)]
     assert [place.exists() for place in places] == [False] * 3 + [True] * KEPT
+    assert not killed.exists()
 
 
 def test_a_cancelled_preparation_leaves_nothing(

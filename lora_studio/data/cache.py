@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 KEPT = 8
 """So many results are kept; the one that was not used for longest makes room."""
+ABANDONED_S = 24 * 3600
+"""A half-made result this old belongs to a process that was killed."""
 
 
 class Cache:
@@ -47,11 +50,15 @@ class Cache:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         os.utime(place)
-        self._make_room()
+        with suppress(FileNotFoundError):  # somebody else makes room at the same time
+            self._make_room()
         return place
 
     def _make_room(self) -> None:
         """Remove what was not used for longest; open files of it stay readable."""
-        made = [entry for entry in self._folder.iterdir() if not entry.name.startswith(".")]
-        for old in sorted(made, key=lambda entry: entry.stat().st_mtime)[:-KEPT]:
+        entries = sorted(self._folder.iterdir(), key=lambda entry: entry.stat().st_mtime)
+        made = [entry for entry in entries if not entry.name.startswith(".")]
+        half = [entry for entry in entries if entry.name.startswith(".")]
+        abandoned = time.time() - ABANDONED_S
+        for old in [*made[:-KEPT], *(item for item in half if item.stat().st_mtime < abandoned)]:
             shutil.rmtree(old, ignore_errors=True)

@@ -306,13 +306,16 @@ class DataPanel:
             tokens=count(found["tokens"]),
         )
         in_pairs = data.text_as == "pairs"
+        has_documents = bool(found["formats"].keys() - found["columns"].keys())
         switch = text("pairs_back") if in_pairs else text("pairs_take")
         return {
             **self._says(""),
             card.found: found,
             card.card: gr.Accordion(label=label),
             card.summary: gr.HTML(data_view.summary(found, voice), visible=True),
-            card.offer.part: gr.Column(visible=bool(found["pairs"]) or in_pairs),
+            card.offer.part: gr.Column(
+                visible=bool(found["pairs"]) or (in_pairs and has_documents)
+            ),
             card.offer.sentence: data_view.pairs(found, voice),
             card.offer.switch: gr.Button(switch),
             card.lengths: length_chart.value(found, voice),
