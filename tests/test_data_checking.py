@@ -106,7 +106,7 @@ def test_only_the_choice_to_stop_stops_and_the_error_survives_a_pipe() -> None:
     error = findings.stopping()
     assert isinstance(error, DatasetError)
     assert error.key == "data.check_stops_secrets"
-    assert "7 rows" in error.say("en")
+    assert "personal data: 7 (a.csv:0, " in error.say("en")
     assert "a.csv:4, …" in error.say("ko")
     assert from_dict(json.loads(json.dumps(error.to_dict()))).say("ko") == error.say("ko")
 
