@@ -81,6 +81,10 @@ class Wire:
         body = {"session_hash": self.session, "component_id": number, "fn_name": function}
         return self.client.post("/gradio_api/component_server", json={**body, "data": data})
 
+    def inputs_of(self, handler: str) -> int:
+        """Return how many arguments an event handler takes."""
+        return len(self._handlers[handler]["inputs"])
+
     def call(self, handler: str, *values: Any, **changed: Any) -> str:
         """Call an event handler and return all that it answered, as text.
 
@@ -306,7 +310,7 @@ class Tags(HTMLParser):
 
 
 def test_markup_in_rows_columns_and_names_is_shown_as_text(tiny_llama: Path, tmp_path: Path):
-    from lora_studio.ui import render
+    from lora_studio.ui import data_rows, data_view, render
     from lora_studio.ui.language import Voice
 
     rows = [
@@ -319,9 +323,10 @@ def test_markup_in_rows_columns_and_names_is_shown_as_text(tiny_llama: Path, tmp
     )
     found = prepare(DataSpec(files=(str(file),)), load_tokenizer(tiny_llama), 0).report.to_dict()
 
-    shown = Tags(render.report(found, Voice(None)))
+    rows_shown = [data_rows.sample(row, Voice(None)) for row in found["samples"]]
+    shown = Tags(data_view.summary(found, Voice(None)) + "".join(rows_shown))
 
-    assert shown.tags <= {"p", "dl", "div", "dt", "dd", "span", "i"}
+    assert shown.tags <= {"p", "dl", "div", "dt", "dd", "span", "i", "h4"}
     assert shown.attributes <= {"class", "role", "tabindex", "aria-label"}
     assert f"{EVIL} 0" in shown.text or EVIL in shown.text
     assert f"{EVIL}.jsonl" in shown.text
@@ -364,7 +369,7 @@ def test_the_hub_token_is_neither_in_the_run_folder_nor_in_a_log(
 
 def test_a_token_in_the_page_is_not_written_down(wire: Wire, app: App):
     wire.call("choose_model", "hub", "nobody/nothing", None, TOKEN)
-    wire.call("begin", TOKEN, "", [], None, *[None] * 23)
+    wire.call("begin", *[TOKEN, "", [], None, *[None] * 99][: wire.inputs_of("begin")])
     wire.call("choose_model", "hub", "nobody/nothing", None, f"{TOKEN} with a space")
     assert TOKEN not in app.log.read_text()
     assert not [
