@@ -88,6 +88,7 @@ class Filling:
         self._inspector = Inspector(spec.checks, self._findings)
         self._refusal: DatasetError | None = None
         self._has_chats = False
+        self._chat_encoder: ChatEncoder | None = None
 
     def fill(self, folder: Path) -> None:
         """Write all rows into an empty folder.
@@ -227,8 +228,6 @@ class Filling:
             examples, waited, ids = waiting
             self._keep(examples, self._chat_encoder.assemble(waited, ids.result()), writer)
         return coming
-
-    _chat_encoder: ChatEncoder | None = None
 
     def _encoder(self, chats: Sequence[Example]) -> ChatEncoder | None:
         if self._chat_encoder is None and chats:

@@ -17,7 +17,8 @@ from lora_studio.data import splitting
 from lora_studio.data.checking.findings import LISTED_ROWS, Findings
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded, Whole
 from lora_studio.data.examples import Skipped
-from lora_studio.data.store import HELD, UNDECIDED, Index, Numbers, Store
+from lora_studio.data.splitting import Numbers
+from lora_studio.data.store import HELD, UNDECIDED, Index, Store
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import DataSpec
 

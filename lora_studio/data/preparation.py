@@ -143,9 +143,7 @@ class Prepared:
 
     def sample(self, part: Literal["train", "evaluation"], at: int) -> Sample:
         """Return one row token by token."""
-        rows: Rows = getattr(self, part)
-        file, number = rows.store.place(int(rows.part.row[at]))
-        return sample(rows[at], file, number, self.tokenizer, self.ends)
+        return _sample(getattr(self, part), at, self.tokenizer, self.ends)
 
     def _found(self, part: Literal["train", "evaluation"], search: str) -> Sequence[int]:
         rows: Rows = getattr(self, part)
@@ -218,10 +216,7 @@ def prepare(
     _refuse(layout, findings, store)
     train, held = (Rows(store, part, prefix) for part in (layout.train, layout.evaluation))
     ends = templates.end_ids(tokenizer) if chats else frozenset({tokenizer.eos_token_id})
-    samples = [
-        sample(train[at], *store.place(int(train.part.row[at])), tokenizer, ends)
-        for at in range(min(SHOWN_ROWS, len(train)))
-    ]
+    samples = [_sample(train, at, tokenizer, ends) for at in range(min(SHOWN_ROWS, len(train)))]
     report = Report(
         **store.meta["understood"],
         **numbers(store, layout, beginning=len(prefix)),
@@ -233,6 +228,13 @@ def prepare(
         prompts=_prompts(store, layout),
     )
     return Prepared(train, held, report, layout, tokenizer, ends)
+
+
+def _sample(
+    rows: Rows, at: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+) -> Sample:
+    file, number = rows.store.place(int(rows.part.row[at]))
+    return sample(rows[at], file, number, tokenizer, ends)
 
 
 def _temporary(filling: Filling) -> Store:

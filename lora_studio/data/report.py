@@ -12,7 +12,8 @@ from lora_studio.data.checking.findings import Finding
 from lora_studio.data.examples import Skipped
 from lora_studio.data.layout import Layout, trained_tokens
 from lora_studio.data.preview import Sample
-from lora_studio.data.store import Numbers, Store
+from lora_studio.data.splitting import Numbers
+from lora_studio.data.store import Store
 from lora_studio.recipe import choices
 
 HISTOGRAM_BARS = 20

@@ -21,6 +21,7 @@ import numpy as np
 from lora_studio.data.encoding import Whole
 from lora_studio.data.examples import Example
 from lora_studio.data.preview import question
+from lora_studio.data.splitting import Numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +33,6 @@ EXCERPT, QUESTION = 160, 2000
 
 UNDECIDED, TRAIN, HELD = -1, 0, 1
 """Whether a row is held out: decided with all others, or already when it was cut off a text."""
-
-Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
