@@ -214,7 +214,7 @@ def test_gemma_refuses_a_system_turn_and_gets_it_with_the_question(tiny_gpt2: Pa
     tokenizer.chat_template = GEMMA
     turns = [{"role": turn.role, "content": turn.content} for turn in (SYSTEM, QUESTION)]
     with pytest.raises(DatasetError, match="System role not supported"):
-        templates.render_turns(tokenizer, turns)
+        templates.Renderer(tokenizer).turns(turns)
     text = tokenizer.decode(learned((SYSTEM, QUESTION, ANSWER), tokenizer).input_ids)
     assert f"user\n{SYSTEM.content}\n\n{QUESTION.content}<end_of_turn>" in text
 
@@ -245,12 +245,12 @@ def test_phi_closes_what_is_over_with_one_more_end(tiny_gpt2: Path) -> None:
     turns = [
         {"role": turn.role, "content": turn.content} for turn in (QUESTION, ANSWER, AGAIN, LAST)
     ]
-    full = templates.render_turns(tokenizer, turns)
+    full = templates.Renderer(tokenizer).turns(turns)
     assert full.endswith("<|end|>\n<|endoftext|>")
-    beginning = templates.beginning_of(full, turns[:2], tokenizer)
+    beginning = templates.Renderer(tokenizer).beginning(full, turns[:2])
     assert beginning.endswith(f"{ANSWER.content}<|end|>\n")
     assert full.startswith(beginning)
-    assert templates.beginning_of(full, turns, tokenizer) == full
+    assert templates.Renderer(tokenizer).beginning(full, turns) == full
     ends = tokenizer.convert_ids_to_tokens(sorted(templates.end_ids(tokenizer)))
     assert set(ends) == {"<|end|>", "<|endoftext|>"}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Self
 
 from lora_studio.data import templates
@@ -143,50 +143,56 @@ class ChatEncoder:
 
     def draft(self, examples: Sequence[Example]) -> list[Draft | DatasetError]:
         """Render conversations; a refusal stands in the place of its conversation."""
-        return [_draft(example, self._tokenizer) for example in examples]
+        renderer = templates.Renderer(self._tokenizer)
+        return [_draft(example, renderer) for example in examples]
 
     def tokenise(self, drafts: Iterable[Draft | DatasetError]) -> list[list[int]]:
-        """Return the token ids of each conversation that was not refused."""
+        """Return the token ids of each conversation that was not refused.
+
+        How all of them begin (often a system turn) is tokenised once.
+        """
         texts = [draft.full for draft in drafts if isinstance(draft, Draft)]
-        return templates.token_ids(self._tokenizer, texts)
+        opening = self._beginnings.opening(texts)
+        first = templates.token_ids(self._tokenizer, [opening])[0] if opening else []
+        rest = templates.token_ids(self._tokenizer, [text[len(opening) :] for text in texts])
+        return [first + ids for ids in rest]
 
     def assemble(
         self, drafts: Sequence[Draft | DatasetError], ids: Sequence[list[int]]
     ) -> list[Whole | DatasetError]:
         """Find in the tokens of each conversation what is trained on."""
         accepted = [draft for draft in drafts if isinstance(draft, Draft)]
-        found = [
-            self._beginnings.find(draft.full, tokens, draft.parts())
+        counted = [
+            self._beginnings.count(draft.full, tokens, draft.parts())
             for draft, tokens in zip(accepted, ids, strict=True)
         ]
-        missing = [draft for draft, counts in zip(accepted, found, strict=True) if counts is None]
-        slow = iter(
-            templates.token_ids(
-                self._tokenizer, [text for draft in missing for text in draft.parts()]
-            )
-        )
+        missing = [draft for draft, counts in zip(accepted, counted, strict=True) if not counts]
+        texts = [text for draft in missing for text in draft.parts()]
+        parts = iter(templates.token_ids(self._tokenizer, texts))
         rows = iter(
-            self._whole(draft, tokens, counts or [next(slow) for _ in draft.parts()])
-            for draft, tokens, counts in zip(accepted, ids, found, strict=True)
+            self._whole(draft, tokens, *counts) if counts else self._compared(draft, tokens, parts)
+            for draft, tokens, counts in zip(accepted, ids, counted, strict=True)
         )
         return [draft if isinstance(draft, DatasetError) else next(rows) for draft in drafts]
 
-    def _whole(self, draft: Draft, full: list[int], parts: list[list[int]]) -> Whole:
-        """Put the row together from its tokens and those of its beginnings."""
-        closer = self._closer
-        prompt, *rest = parts
-        answer = full[len(prompt) :]
-        if full[: len(prompt)] != prompt:
+    def _compared(self, draft: Draft, ids: list[int], parts: Iterator[list[int]]) -> Whole:
+        """Put a row together whose beginnings had to be tokenised to be found."""
+        prompt, *rest = islice(parts, len(draft.parts()))
+        if ids[: len(prompt)] != prompt:
             # The prompt's last and the answer's first characters share a token in the whole text.
-            answer = templates.token_ids(self._tokenizer, [draft.closing()])[0]
-        closed = closer.closed(answer)
+            ids = prompt + templates.token_ids(self._tokenizer, [draft.closing()])[0]
+        counts = [len(part) if ids[: len(part)] == part else None for part in rest]
+        return self._whole(draft, ids, len(prompt), *counts)
+
+    def _whole(self, draft: Draft, ids: list[int], prompt: int, *earlier: int | None) -> Whole:
+        """Put a row together from its tokens and how many each of its beginnings has."""
+        closed = self._closer.closed(ids[prompt:])
         if closed is None:
-            answer = [*answer, self._tokenizer.eos_token_id]
-            closed = closer.closed(answer) or len(answer)
-        earlier = list(zip(rest[::2], rest[1::2], strict=True))
-        spans, last_only = earlier_answers(prompt, earlier, closer=closer)
-        last = (len(prompt), len(prompt) + closed)
-        return Whole(prompt + answer, (*spans, last), draft.full, last_only)
+            ids = [*ids, self._tokenizer.eos_token_id]
+            closed = self._closer.closed(ids[prompt:]) or len(ids) - prompt
+        spans = earlier_answers(ids, earlier, self._closer) if earlier else []
+        last = (prompt, prompt + closed)
+        return Whole(ids, (*(spans or ()), last), draft.full, spans is None)
 
 
 class _Beginnings:
@@ -202,46 +208,56 @@ class _Beginnings:
         added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._ids = tokenizer.get_added_vocab()
         self._special = re.compile("|".join(map(re.escape, added))) if added else None
+        self._parts_exactly = not any(
+            token.lstrip or token.single_word or token.normalized
+            for token in tokenizer.added_tokens_decoder.values()
+        )
         self._tail = cache(self._tokenised_tail)
 
-    def find(self, text: str, ids: list[int], parts: Sequence[str]) -> list[list[int]] | None:
-        """Return the tokens of each part, or None where that takes tokenising them."""
+    def opening(self, texts: Sequence[str]) -> str:
+        """Return how all texts begin, up to a special token; nothing where that may join tokens."""
+        if self._special is None or not self._parts_exactly or not texts:
+            return ""
+        first, last = min(texts), max(texts)
+        marks = [match.start() for match in self._special.finditer(first)]
+        return next((first[:at] for at in reversed(marks) if last.startswith(first[:at])), "")
+
+    def count(self, text: str, ids: list[int], parts: Sequence[str]) -> list[int] | None:
+        """Return how many tokens each part has, or None where that takes tokenising them."""
         if self._special is None:
             return None
-        marks = [match.span() for match in self._special.finditer(text)]
-        spots = self._spots(ids, [text[start:end] for start, end in marks])
+        marks = list(self._special.finditer(text))
+        ends = [mark.end() for mark in marks]
+        spots = self._spots(ids, [mark[0] for mark in marks])
         if spots is None:
             return None
-        ends = [end for _, end in marks]
-        found = []
+        counts = []
         for part in parts:
-            many = bisect_right(ends, len(part))
-            crosses = many < len(marks) and marks[many][0] < len(part)
-            if not many or crosses or not text.startswith(part):
+            size = len(part)
+            many = bisect_right(ends, size)
+            crosses = many < len(marks) and marks[many].start() < size
+            if not many or crosses or size - ends[many - 1] > LONGEST_TAIL:
                 return None
-            start, end = marks[many - 1]
-            if len(part) - end > LONGEST_TAIL:
+            if not text.startswith(part):
                 return None
-            tail = self._tail(text[start:end], part[end:])
+            tail = self._tail(marks[many - 1][0], part[ends[many - 1] :])
             first = spots[many - 1] + 1
             if ids[first : first + len(tail)] != tail:
                 return None
-            found.append(ids[: first + len(tail)])
-        return found
+            counts.append(first + len(tail))
+        return counts
 
     def _spots(self, ids: list[int], specials: Sequence[str]) -> list[int] | None:
         """Return where these special tokens stand among the ids; None if others are there too."""
         wanted = [self._ids[special] for special in specials]
-        if sum(map(ids.count, set(wanted))) != len(wanted):
-            return None
         spots, at = [], -1
-        for token in wanted:
-            try:
+        try:
+            for token in wanted:
                 at = ids.index(token, at + 1)
-            except ValueError:
-                return None
-            spots.append(at)
-        return spots
+                spots.append(at)
+        except ValueError:
+            return None
+        return spots if sum(map(ids.count, set(wanted))) == len(wanted) else None
 
     def _tokenised_tail(self, special: str, tail: str) -> list[int]:
         return templates.token_ids(self._tokenizer, [special + tail])[0][1:]
@@ -271,22 +287,21 @@ def pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
     return piece
 
 
-def _draft(example: Example, tokenizer: PreTrainedTokenizerBase) -> Draft | DatasetError:
+def _draft(example: Example, render: templates.Renderer) -> Draft | DatasetError:
     try:
-        turns, full = templates.accepted(tokenizer, example.messages)
+        turns, full = render.accepted(example.messages)
         roles = [turn["role"] for turn in turns]
         answers = [at for at, role in enumerate(roles) if role == "assistant"]
-
-        def before(at: int) -> str:
-            return templates.render_turns(tokenizer, turns[:at], add_generation_prompt=True)
-
         return Draft(
             turns=turns,
-            prompt=before(answers[-1]),
+            prompt=render.turns(turns[: answers[-1]], add_generation_prompt=True),
             full=full,
             # A greeting before any question answers nothing, and is only read.
             earlier=[
-                (before(at), templates.beginning_of(full, turns[: at + 1], tokenizer))
+                (
+                    render.turns(turns[:at], add_generation_prompt=True),
+                    render.beginning(full, turns[: at + 1]),
+                )
                 for at in answers[:-1]
                 if "user" in roles[:at]
             ],

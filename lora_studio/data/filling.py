@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 HEAD = 200
 """So many rows of a file tell what it is."""
-BATCH = 1000
+BATCH = 2000
 MIXED = "mixed"
 SHOWN_PAIRS = 3
 EMPTY = ("data.skip_no_answer", "data.skip_empty_text")

@@ -35,24 +35,23 @@ class Closer:
 
 
 def earlier_answers(
-    prompt: Sequence[int], earlier: Sequence[tuple[list[int], list[int]]], *, closer: Closer
-) -> tuple[list[tuple[int, int]], bool]:
-    """Return which of the prompt's tokens are earlier answers, each with its end.
+    ids: Sequence[int], counts: Sequence[int | None], closer: Closer
+) -> list[tuple[int, int]] | None:
+    """Return which tokens are earlier answers, each with its end.
 
     Args:
-        prompt: Tokens before the last answer.
-        earlier: For each earlier answer the tokens up to its start, and up to its end.
+        ids: Tokens of the whole conversation.
+        counts: For each earlier answer the number of tokens up to its start, and up to its end;
+            None where those are not what the whole conversation begins with.
         closer: Knows where answers end.
 
     Returns:
-        Start and end of each, and whether there are none because the tokens of an earlier turn are
-        not those the whole conversation has in its place.
+        Start and end of each, None if one of them reads differently once more is said.
     """
     spans = []
-    for start, end in earlier:
-        if end[: len(start)] != start or list(prompt[: len(end)]) != end:
-            return [], True
-        answer = end[len(start) :]
-        count = closer.closed(answer) or len(answer)
-        spans.append((len(start), len(start) + count))
-    return spans, False
+    for start, end in zip(counts[::2], counts[1::2], strict=True):
+        if start is None or end is None:
+            return None
+        answer = ids[start:end]
+        spans.append((start, start + (closer.closed(answer) or len(answer))))
+    return spans

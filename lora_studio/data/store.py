@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -102,27 +103,36 @@ class StoreWriter:
         self, examples: Sequence[Example], rows: Sequence[Whole], *, part: int = UNDECIDED
     ) -> None:
         """Write rows with the examples they come from."""
-        columns = self._columns
-        for example, row in zip(examples, rows, strict=True):
-            columns["source"].append(self._files.setdefault(example.file, len(self._files)))
-            columns["number"].append(example.number)
-            columns["document"].append(int(example.document, 16))
-            columns["content"].append(_hash(row.text))
-            columns["length"].append(len(row.ids))
-            columns["is_text"].append(not example.is_chat)
-            columns["part"].append(part)
-            columns["last_only"].append(row.last_answer_only)
-            for start, stop in row.spans:
-                columns["span_row"].append(self.rows)
-                columns["span_start"].append(start)
-                columns["span_stop"].append(stop)
-            self.rows += 1
+        files, first = self._files, self.rows
+        self.rows += len(rows)
+        spans = [(at, *span) for at, row in enumerate(rows, first) for span in row.spans]
+        values: dict[str, Iterable[int]] = {
+            "source": [files.setdefault(example.file, len(files)) for example in examples],
+            "number": [example.number for example in examples],
+            "document": [int(example.document, 16) for example in examples],
+            "content": [_hash(row.text) for row in rows],
+            "length": [len(row.ids) for row in rows],
+            "is_text": [not example.is_chat for example in examples],
+            "part": [part] * len(rows),
+            "last_only": [row.last_answer_only for row in rows],
+            "span_row": [at for at, _, _ in spans],
+            "span_start": [start for _, start, _ in spans],
+            "span_stop": [stop for _, _, stop in spans],
+        }
+        for name, column in self._columns.items():
+            column.extend(values[name])
+        self._write(rows, examples)
+
+    def _write(self, rows: Sequence[Whole], examples: Sequence[Example]) -> None:
+        pa, schema = self._pa, self._schema
+        ids = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32)
+        ends = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int32)
         arrays = [
-            self._pa.array([row.ids for row in rows], self._schema.field(0).type),
-            self._pa.array([row.text for row in rows], self._schema.field(1).type),
-            self._pa.array([question(item)[:QUESTION] for item in examples], self._pa.string()),
+            pa.ListArray.from_arrays(ends, ids),
+            pa.array([row.text for row in rows], schema.field(1).type),
+            pa.array([question(item)[:QUESTION] for item in examples], pa.string()),
         ]
-        self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
+        self._writer.write_batch(pa.record_batch(arrays, schema=schema))
 
     def merge(self, documents: Mapping[str, str]) -> None:
         """Give documents the name of another one they have become part of."""

@@ -7,7 +7,7 @@ Training and answering must show the model the same text before an answer: both 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_studio.data.chat_formats import TEMPLATES
 from lora_studio.data.examples import Message
@@ -95,20 +95,6 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(ends)
 
 
-def beginning_of(full: str, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return how the template writes the first turns of a conversation that goes on.
-
-    Some templates (Phi-3's) close what has no next turn with one more end token, which is left out
-    where `full`, the whole conversation, does not have it.
-
-    Raises:
-        DatasetError: If the template refuses the turns.
-    """
-    text = render_turns(tokenizer, turns)
-    shorter = text.removesuffix(tokenizer.eos_token)
-    return shorter if full.startswith(shorter) and not full.startswith(text) else text
-
-
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokenise texts as they stand: no beginning or end token is added."""
     if not texts:
@@ -145,58 +131,74 @@ def render(
     Raises:
         DatasetError: If the template refuses the messages.
     """
-    turns, whole = accepted(tokenizer, messages)
-    if not add_generation_prompt:
-        return whole
-    return render_turns(tokenizer, turns, add_generation_prompt=True)
+    renderer = Renderer(tokenizer)
+    turns, whole = renderer.accepted(messages)
+    return renderer.turns(turns, add_generation_prompt=True) if add_generation_prompt else whole
 
 
-def accepted(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> tuple[list[Turn], str]:
-    """Return the messages as turns that the template accepts, and how it writes them.
+class Renderer:
+    """Writes turns as a tokenizer's chat template has them.
 
-    Where it refuses a system turn, that turn goes before the first question, a blank line between.
+    What `apply_chat_template` does for turns of plain text, in a third of the time: it copies them,
+    looks for tools and documents, and gathers the names of the template anew for each of millions.
 
-    Raises:
-        DatasetError: If the template refuses the messages all the same.
+    Args:
+        tokenizer: A tokenizer with a chat template.
     """
-    turns: list[Turn] = [{"role": turn.role, "content": turn.content} for turn in messages]
-    try:
-        return turns, render_turns(tokenizer, turns)
-    except DatasetError:
-        if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
-            raise
-    content = f"{turns[0]['content']}\n\n{turns[1]['content']}"
-    turns = [{"role": "user", "content": content}, *turns[2:]]
-    return turns, render_turns(tokenizer, turns)
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        from jinja2.exceptions import TemplateError
+        from transformers.utils.chat_template_utils import _compile_jinja_template
 
-def render_turns(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[Turn],
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
-    """Return turns as the template writes them, system turns and all.
+        self._refusals = (TemplateError, *REFUSALS)
+        self._end = str(tokenizer.eos_token)
+        try:
+            self._template = _compile_jinja_template(tokenizer.get_chat_template())
+        except self._refusals as error:
+            raise DatasetError("data.template_refuses", reason=str(error)) from error
+        self._names = dict(self._template.globals) | tokenizer.special_tokens_map
+        self._names |= {"tools": None, "documents": None}
 
-    Raises:
-        DatasetError: If the template refuses them.
-    """
-    from jinja2.exceptions import TemplateError
+    def turns(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+        """Return turns as the template writes them, system turns and all.
 
-    # What `apply_chat_template` does for turns of plain text, in half the time: it copies them,
-    # looks for tools and documents, and there are millions of turns.
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+        Raises:
+            DatasetError: If the template refuses them.
+        """
+        values = {"messages": turns, "add_generation_prompt": add_generation_prompt}
+        try:
+            context = self._template.new_context(self._names | values, shared=True)
+            return "".join(self._template.root_render_func(context))
+        except self._refusals as error:
+            raise DatasetError("data.template_refuses", reason=str(error)) from error
 
-    try:
-        rendered: Any = _compile_jinja_template(tokenizer.get_chat_template()).render(
-            messages=turns,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **tokenizer.special_tokens_map,
-        )
-    except (TemplateError, *REFUSALS) as error:
-        raise DatasetError("data.template_refuses", reason=str(error)) from error
-    return str(rendered)
+    def accepted(self, messages: Sequence[Message]) -> tuple[list[Turn], str]:
+        """Return the messages as turns that the template accepts, and how it writes them.
+
+        Where it refuses a system turn, that goes before the first question, a blank line between.
+
+        Raises:
+            DatasetError: If the template refuses the messages all the same.
+        """
+        turns: list[Turn] = [{"role": turn.role, "content": turn.content} for turn in messages]
+        try:
+            return turns, self.turns(turns)
+        except DatasetError:
+            if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+                raise
+        content = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+        turns = [{"role": "user", "content": content}, *turns[2:]]
+        return turns, self.turns(turns)
+
+    def beginning(self, full: str, turns: Sequence[Turn]) -> str:
+        """Return how the template writes the first turns of a conversation that goes on.
+
+        Some templates (Phi-3's) close what has no next turn with one more end token, which is left
+        out where `full`, the whole conversation, does not have it.
+
+        Raises:
+            DatasetError: If the template refuses the turns.
+        """
+        text = self.turns(turns)
+        shorter = text.removesuffix(self._end)
+        return shorter if full.startswith(shorter) and not full.startswith(text) else text
