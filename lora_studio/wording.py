@@ -6,6 +6,7 @@ It knows nothing of the rest of the program: a key and its values go in, a sente
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,19 @@ def say(key: str, language: str = "en", **values: Any) -> str:
     Args:
         key: Room and name, as in `data.empty_file`.
         language: `en` or `ko`; anything else is answered in English.
-        values: What stands in the sentence's braces.
+        values: What stands in the sentence's braces; a list stands there with commas.
 
     Raises:
         KeyError: If the table has no such key, or the sentence needs a value that is missing.
     """
     sentences = table()[key]
-    return sentences.get(language, sentences["en"]).format(**values)
+    shown = {
+        name: _joined(value) if isinstance(value, list | tuple) else value
+        for name, value in values.items()
+    }
+    return sentences.get(language, sentences["en"]).format(**shown)
+
+
+def _joined(names: Sequence[Any]) -> str:
+    """Return names with commas between them; in quotation marks those with a comma within."""
+    return ", ".join(f"“{name}”" if "," in str(name) else str(name) for name in names) or "–"

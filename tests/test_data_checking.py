@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from lora_studio.data.checking import characters, confidential, languages, mojibake
 from lora_studio.data.checking import repeats as repeats_module
-from lora_studio.data.checking.findings import EXAMPLE_LENGTH, LISTED_ROWS, Finding, Findings
+from lora_studio.data.checking.findings import (
+    EXAMPLE_LENGTH,
+    LISTED_ROWS,
+    Finding,
+    Findings,
+    stop_at,
+)
 from lora_studio.data.checking.inspector import Inspector
 from lora_studio.data.checking.repeats import NearRepeats, Seen, identity, shingles
 from lora_studio.data.examples import Example, Message, Record, Skipped
@@ -100,11 +106,12 @@ def test_findings_come_in_the_order_of_the_recipe_with_their_first_rows() -> Non
 def test_only_the_choice_to_stop_stops_and_the_error_survives_a_pipe() -> None:
     findings = Findings(ChecksSpec(secrets="stop"))
     findings.add("mojibake", "a.csv", 1, "")
-    assert findings.stopping() is None
+    stop_at(findings.listed())
     for number in range(7):
         findings.add("secrets", "a.csv", number, "")
-    error = findings.stopping()
-    assert isinstance(error, DatasetError)
+    with pytest.raises(DatasetError) as caught:
+        stop_at(findings.listed())
+    error = caught.value
     assert error.key == "data.check_stops_secrets"
     assert "personal data: 7 (a.csv:0, " in error.say("en")
     assert "a.csv:4, …" in error.say("ko")

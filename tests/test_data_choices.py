@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from lora_studio.data import cache as caching
 from lora_studio.data import filling, templates
 from lora_studio.data.cache import KEPT, Cache
 from lora_studio.data.encoding import IGNORE_INDEX
-from lora_studio.data.preparation import Prepared, prepare
+from lora_studio.data.preparation import prepare
+from lora_studio.data.prepared import Prepared
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import ChecksSpec, DataSpec
 
@@ -148,6 +150,66 @@ def test_half_made_rows_are_removed_and_old_ones_make_room(tmp_path: Path) -> No
     places = [cache.get(at, lambda folder: None) for at in range(KEPT + 3)]
     assert [place.exists() for place in places] == [False] * 3 + [True] * KEPT
     assert not killed.exists()
+
+
+def test_large_results_make_room_for_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "MOST_BYTES", 100)
+    cache = Cache(tmp_path / "cache")
+
+    def made(name: str, size: int) -> Path:
+        def fill(folder: Path) -> None:
+            (folder / "rows").write_bytes(b"x" * size)
+
+        place = cache.get(name, fill)
+        os.utime(place, (len(places), len(places)))
+        return place
+
+    places: list[Path] = []
+    for name, size in [("a", 30), ("b", 40), ("c", 50), ("d", 50), ("e", 500)]:
+        places.append(made(name, size))
+        if name == "c":
+            assert [place.exists() for place in places] == [False, True, True]
+        if name == "d":
+            assert [place.exists() for place in places] == [False, False, True, True]
+    assert [place.exists() for place in places] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("check", "other"), [("duplicates", "keep"), ("odd_values", "fix"), ("empty_answers", "skip")]
+)
+def test_rows_that_a_check_stops_at_are_encoded_once(
+    tokenizer: Any,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: str,
+    other: str,
+) -> None:
+    with rows.open("a", encoding="utf-8") as out:
+        out.write('{"prompt": "p", "completion": "c", "score": NaN}\n')
+        out.write('{"prompt": "p", "completion": "c"}\n{"prompt": "p", "completion": ""}\n')
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        with pytest.raises(DatasetError) as caught:
+            prepared(tokenizer, rows, cache=cache, checks=ChecksSpec(**{check: "stop"}))
+        assert caught.value.key == f"data.check_stops_{check}"
+        monkeypatch.setattr(filling.ChatEncoder, "tokenise", None)
+    again = prepared(tokenizer, rows, cache=cache, checks=ChecksSpec(**{check: other})).report
+    monkeypatch.undo()
+    assert again == prepared(tokenizer, rows, checks=ChecksSpec(**{check: other})).report
+
+
+def test_a_row_that_cannot_be_read_stops_again_where_it_was_skipped_before(
+    tokenizer: Any, rows: Path, tmp_path: Path
+) -> None:
+    with rows.open("a", encoding="utf-8") as out:
+        out.write('{"prompt": "broken\n')
+    cache = tmp_path / "cache"
+    prepared(tokenizer, rows, cache=cache, checks=ChecksSpec(broken_rows="skip"))
+    with pytest.raises(DatasetError, match="Line 41"):
+        prepared(tokenizer, rows, cache=cache)
 
 
 def test_a_cancelled_preparation_leaves_nothing(

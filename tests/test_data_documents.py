@@ -17,6 +17,7 @@ from openpyxl import Workbook
 from lora_studio.data.examples import Record
 from lora_studio.data.reading import packages
 from lora_studio.data.reading.documents import DOCUMENTS
+from lora_studio.data.reading.rows import Position
 from lora_studio.data.reading.spreadsheets import read_xlsx
 from lora_studio.errors import DatasetError
 
@@ -39,7 +40,7 @@ def html(body: str) -> str:
 
 def read(kind: str, raw: bytes) -> Any:
     if kind == ".xlsx":
-        return list(read_xlsx(BytesIO(raw), file="file.xlsx"))
+        return list(read_xlsx(BytesIO(raw), file="file.xlsx", position=Position()))
     return text(kind, raw)
 
 
@@ -431,7 +432,7 @@ def xlsx(**sheets: Sequence[Sequence[Any]]) -> bytes:
 
 
 def records(raw: bytes) -> list[Record]:
-    return list(read_xlsx(BytesIO(raw), file="file.xlsx"))
+    return list(read_xlsx(BytesIO(raw), file="file.xlsx", position=Position()))
 
 
 def test_rows_of_a_sheet_are_numbered_as_the_spreadsheet_does() -> None:

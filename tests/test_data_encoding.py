@@ -4,10 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations import (
+    AGAIN,
+    ANSWER,
+    GEMMA,
+    LAST,
+    MISTRAL,
+    QUESTION,
+    SHARED,
+    SYSTEM,
+    chat,
+    tokenizer_with,
+    trained,
+)
 
 from lora_studio.data import templates
 from lora_studio.data.encoding import IGNORE_INDEX, ChatEncoder, Encoded, Whole, encode
-from lora_studio.data.examples import Example, Message, Record
+from lora_studio.data.examples import Message
 from lora_studio.errors import DatasetError, ModelError
 
 # SmolLM2's: a default system turn, ChatML.
@@ -16,27 +29,6 @@ CHATML = (
     "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
-    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Roles must alternate') }}{% endif %}"
-    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] + eos_token }}{% else %}"
-    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 # Qwen3's way: reasoning is shown in the last answer only.
 THINKING = (
@@ -72,16 +64,8 @@ MARKED_PAST_THE_END = MARKED.replace(
 # Under these an earlier answer's tokens differ from those it had when it was given.
 REWRITTEN = (THINKING, OPENED, BARE)
 
-QUESTION = Message("user", "What is the capital of France?")
-ANSWER = Message("assistant", "The capital of France is Paris.")
-AGAIN = Message("user", "수도가 어디예요? 🍋")
-LAST = Message("assistant", "서울이에요.\n\n정말이에요 🍋")
-SYSTEM = Message("system", "Answer briefly.")
-
-ALL = {
+ALL = SHARED | {
     "chatml": (CHATML, "<|im_end|>"),
-    "llama3": (LLAMA3, "<|eot_id|>"),
-    "gemma": (GEMMA, "<end_of_turn>"),
     "mistral": (MISTRAL, "<|endoftext|>"),
     "thinking": (THINKING, "<|im_end|>"),
     "opened": (OPENED, "<|im_end|>"),
@@ -92,37 +76,10 @@ ALL = {
 }
 
 
-def tokenizer_with(folder: Path, template: str | None, *, bos: bool = True) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    added = ["<s>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
-    tokenizer.add_tokens([*added, "<start_of_turn>", "<end_of_turn>"], special_tokens=True)
-    if bos:
-        tokenizer.bos_token = "<s>"
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 @pytest.fixture(params=ALL)
 def case(request: pytest.FixtureRequest, tiny_gpt2: Path) -> tuple[Any, str]:
     template, end = ALL[request.param]
     return tokenizer_with(tiny_gpt2, template), end
-
-
-def chat(*messages: Message) -> Example:
-    return Example.of_messages(Record("f", 1, {}), messages)
-
-
-def trained(row: Encoded, tokenizer: Any) -> list[str]:
-    """Each run of trained tokens as text."""
-    runs: list[list[int]] = [[]]
-    for label in row.labels:
-        if label != IGNORE_INDEX:
-            runs[-1].append(label)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 @pytest.mark.parametrize("messages", [(QUESTION, ANSWER), (QUESTION, ANSWER, AGAIN, LAST)])
@@ -198,7 +155,7 @@ def test_a_conversation_the_template_refuses_is_given_back_as_a_refusal(tiny_gpt
     good, refusal = ChatEncoder(tokenizer).encode([chat(QUESTION, ANSWER), bad])
     assert isinstance(good, Whole)
     assert isinstance(refusal, DatasetError)
-    assert "Roles must alternate" in str(refusal)
+    assert "roles must alternate" in str(refusal)
     with pytest.raises(DatasetError):
         encode(bad, tokenizer, 1000)
 
@@ -230,7 +187,7 @@ def test_cutting_is_told_and_so_is_a_lost_answer(tiny_llama: Path) -> None:
 
 
 def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, None, bos=False)
+    tokenizer = tokenizer_with(tiny_gpt2)
     tokenizer.pad_token = None
     assert templates.ensure_chat_template(tokenizer)
     assert not templates.ensure_chat_template(tokenizer)
@@ -240,14 +197,14 @@ def test_a_tokenizer_without_a_template_gets_the_plain_one(tiny_gpt2: Path) -> N
         tokenizer, (SYSTEM, QUESTION, ANSWER, AGAIN), add_generation_prompt=True
     )
     assert text == (
-        "### System:\nAnswer briefly.\n\n### User:\nWhat is the capital of France?\n\n"
+        "### System:\nAnswer briefly.\n\n짧게.\n\n### User:\nWhat is the capital of France?\n\n"
         "### Assistant:\nThe capital of France is Paris.<|endoftext|>\n\n"
         "### User:\n수도가 어디예요? 🍋\n\n### Assistant:\n"
     )
 
 
 def test_the_plain_template_begins_as_the_tokenizer_does(tiny_gpt2: Path) -> None:
-    tokenizer = beginning(tiny_gpt2)
+    tokenizer = tokenizer_with(tiny_gpt2, begins=True)
     templates.ensure_chat_template(tokenizer)
     assert templates.name_of(tokenizer) == "plain"
     assert templates.prompt_ids(tokenizer, (QUESTION,))[0] == tokenizer.bos_token_id
@@ -256,18 +213,7 @@ def test_the_plain_template_begins_as_the_tokenizer_does(tiny_gpt2: Path) -> Non
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, None)
+    tokenizer = tokenizer_with(tiny_gpt2)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end token"):
         templates.ensure_chat_template(tokenizer)
-
-
-def beginning(folder: Path) -> Any:
-    """A tokenizer that puts its beginning token before a text, as Llama's does."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tokenizer_with(folder, None)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    return tokenizer

@@ -11,7 +11,7 @@ from lora_studio.data.columns import LAYOUTS
 from lora_studio.data.examples import Example, Record
 from lora_studio.data.formats import Meaning, understand
 from lora_studio.data.turns import UnusableRowError, conversation
-from lora_studio.errors import DatasetError
+from lora_studio.errors import DatasetError, from_dict
 from lora_studio.recipe import DataSpec, FormatName
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -452,6 +452,21 @@ def test_columns_that_cannot_be_are_refused(
     assert caught.value.key == key
     for language in ("en", "ko"):
         assert all(word in caught.value.say(language) for word in mentioned)
+
+
+def test_column_names_with_commas_stay_whole_in_an_error() -> None:
+    with pytest.raises(DatasetError) as caught:
+        read({"name, first": 1, "n": 2})
+    assert caught.value.values["columns"] == ["name, first", "n"]
+    assert "are “name, first”, n, and" in str(caught.value)
+    assert from_dict(json.loads(json.dumps(caught.value.to_dict()))).say("ko") == (
+        caught.value.say("ko")
+    )
+
+
+def test_an_error_about_no_columns_left_says_so() -> None:
+    with pytest.raises(DatasetError, match="are: –"):
+        read({"one": "x"}, columns={"question": "one"})
 
 
 def test_cells_that_no_text_can_show_are_skipped() -> None:

@@ -57,6 +57,13 @@ def test_all_rows_after_the_start(dataset: Path) -> None:
     assert [record.number for record in records] == [98, 99, 100]
 
 
+def test_how_far_a_slice_was_read_is_counted_in_its_rows(dataset: Path) -> None:
+    source = hub.HubSource(HubSpec(repo_id=NAME, start=5, rows=4))
+    assert [source.position.share for _ in source.records()] == [0.25, 0.5, 0.75, 1]
+    assert source.size
+    assert not hub.HubSource(HubSpec(repo_id=NAME, rows=None)).size
+
+
 @pytest.mark.parametrize(
     ("values", "key"),
     [

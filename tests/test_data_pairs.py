@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 
 import pytest
 
@@ -229,3 +230,28 @@ def test_a_long_document_is_judged_by_its_beginning() -> None:
     assert looks_like(text * 40)
     assert time.perf_counter() - start < 3
     assert not looks_like("Prose. " * 40_000 + text)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("질문: {q}", "답변: {a}"),
+        ("문 {n}. {q}", "답. {a}"),
+        ("[질문] {q}", "[정답] {a}"),
+        ("## 질문 {n}\n{q}", "## 답변\n{a}"),
+        ("질문: {q}", "   회신: {a}"),
+        ("**{q}**", "{a}"),
+    ],
+)
+def test_hangul_taken_apart_is_recognised_and_stays_as_it_is(question: str, answer: str) -> None:
+    pairs = [("어떻게 하나요", "이렇게요."), ("언제 오나요", "내일요."), ("왜 그런가요", "그냥요.")]
+    apart = [tuple(unicodedata.normalize("NFD", part) for part in pair) for pair in pairs]
+    text = unicodedata.normalize("NFD", written(pairs, question, answer))
+    assert looks_like(text)
+    assert [(pair.question, pair.answer) for pair in find(text)] == apart
+
+
+def test_an_answer_taken_apart_is_found_in_the_line_of_its_question() -> None:
+    text = unicodedata.normalize("NFD", "질문: 언제 오나요? 답변: 내일요.")
+    (pair,) = find(text)
+    assert unicodedata.normalize("NFC", pair.answer) == "내일요."

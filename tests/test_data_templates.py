@@ -6,11 +6,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from conversations import (
+    AGAIN,
+    ANSWER,
+    CONVERSATIONS,
+    GEMMA,
+    LAST,
+    MISTRAL,
+    QUESTION,
+    SHARED,
+    SYSTEM,
+    chat,
+    tokenizer_with,
+    trained,
+)
 
 from lora_studio.data import templates
 from lora_studio.data.chat_formats import TEMPLATES
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded, encode
-from lora_studio.data.examples import Example, Message, Record
+from lora_studio.data.examples import Message
 from lora_studio.errors import DatasetError, ModelError
 from lora_studio.recipe import ChatTemplateName
 
@@ -59,44 +73,6 @@ QWEN3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
-LLAMA3 = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-{{- message.content | trim + '<|eot_id|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-{%- endif -%}
-"""
-GEMMA = """\
-{{- bos_token -}}
-{%- if messages[0].role == 'system' -%}{{- raise_exception('System role not supported') -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
-{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
-{%- endif -%}
-{%- set role = 'model' if message.role == 'assistant' else message.role -%}
-{{- '<start_of_turn>' + role + '\\n' + message.content | trim + '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
-"""
-MISTRAL = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
-{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
-{%- endif -%}
-{%- if message.role == 'user' -%}
-{{- '[INST] ' + message.content + ' [/INST]' -}}
-{%- elif message.role == 'assistant' -%}
-{{- ' ' + message.content + eos_token -}}
-{%- else -%}
-{{- raise_exception('Only user and assistant roles are supported!') -}}
-{%- endif -%}
-{%- endfor -%}
-"""
 PHI = """\
 {%- for message in messages -%}
 {%- if message.role in ['system', 'user', 'assistant'] -%}
@@ -112,66 +88,19 @@ ZEPHYR = """\
 {%- endfor -%}
 """
 
-REAL = {
+REAL = SHARED | {
     "chatml": (CHATML, "<|im_end|>"),
     "qwen": (QWEN, "<|im_end|>"),
     "qwen3": (QWEN3, "<|im_end|>"),
-    "llama3": (LLAMA3, "<|eot_id|>"),
-    "gemma": (GEMMA, "<end_of_turn>"),
     "mistral": (MISTRAL, "</s>"),
     "phi": (PHI, "<|endoftext|>"),
     "zephyr": (ZEPHYR, "</s>"),
 }
-MARKS = [
-    *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>"),
-    *("<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>"),
-    *("<|assistant|>", "<|end|>", "[INST]", "[/INST]"),
-]
 OURS: tuple[ChatTemplateName, ...] = get_args(ChatTemplateName)
-
-SYSTEM = Message("system", "Answer briefly.\n\n짧게.")
-QUESTION = Message("user", "What is the capital of France?")
-ANSWER = Message("assistant", "The capital of France is Paris.")
-AGAIN = Message("user", "수도가 어디예요? 🍋")
-LAST = Message("assistant", "서울이에요.\n\n- 정말이에요 🍋")
-CONVERSATIONS = {
-    "one": (QUESTION, ANSWER),
-    "korean": (AGAIN, LAST),
-    "two": (QUESTION, ANSWER, AGAIN, LAST),
-    "system": (SYSTEM, AGAIN, LAST),
-    "all": (SYSTEM, AGAIN, LAST, QUESTION, ANSWER, AGAIN, LAST),
-}
-
-
-def tokenizer_with(folder: Path, end: str, *, marks: bool = True, begins: bool = False) -> Any:
-    """Return the small tokenizer with the models' special tokens, or only with its own end."""
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(MARKS if marks else ["<s>"], special_tokens=True)
-    tokenizer.bos_token = "<s>"
-    tokenizer.eos_token = end
-    if begins:
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
-        )
-    return tokenizer
-
-
-def trained(row: Encoded, tokenizer: Any) -> list[str]:
-    """Return each run of trained tokens as text."""
-    runs: list[list[int]] = [[]]
-    for label in row.labels:
-        if label != IGNORE_INDEX:
-            runs[-1].append(label)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 def learned(messages: tuple[Message, ...], tokenizer: Any) -> Encoded:
-    row = encode(Example.of_messages(Record("f", 1, {}), messages), tokenizer, 10_000)
+    row = encode(chat(*messages), tokenizer, 10_000)
     first = next(at for at, label in enumerate(row.labels) if label != IGNORE_INDEX)
     answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
     before = answers[-1] if row.last_answer_only else answers[0]
@@ -185,8 +114,7 @@ def learned(messages: tuple[Message, ...], tokenizer: Any) -> Encoded:
 @pytest.fixture(params=REAL)
 def real(request: pytest.FixtureRequest, tiny_gpt2: Path) -> tuple[Any, str]:
     template, end = REAL[request.param]
-    tokenizer = tokenizer_with(tiny_gpt2, end)
-    tokenizer.chat_template = template
+    tokenizer = tokenizer_with(tiny_gpt2, template, end=end)
     return tokenizer, end
 
 
@@ -210,8 +138,7 @@ def test_a_model_s_own_template_trains_answers_after_the_prompt_of_inference(
 
 
 def test_gemma_refuses_a_system_turn_and_gets_it_with_the_question(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "<end_of_turn>")
-    tokenizer.chat_template = GEMMA
+    tokenizer = tokenizer_with(tiny_gpt2, GEMMA, end="<end_of_turn>")
     turns = [{"role": turn.role, "content": turn.content} for turn in (SYSTEM, QUESTION)]
     with pytest.raises(DatasetError, match="System role not supported"):
         templates.Renderer(tokenizer).turns(turns)
@@ -221,16 +148,14 @@ def test_gemma_refuses_a_system_turn_and_gets_it_with_the_question(tiny_gpt2: Pa
 
 @pytest.mark.parametrize("template", [GEMMA, MISTRAL])
 def test_turns_that_do_not_alternate_are_refused(tiny_gpt2: Path, template: str) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
-    tokenizer.chat_template = template
+    tokenizer = tokenizer_with(tiny_gpt2, template, end="</s>")
     for messages in ((QUESTION, AGAIN, LAST), (QUESTION, ANSWER, LAST)):
         with pytest.raises(DatasetError, match="must alternate"):
             learned(messages, tokenizer)
 
 
 def test_earlier_reasoning_is_dropped_and_only_the_last_answer_trained(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "<|im_end|>")
-    tokenizer.chat_template = QWEN3
+    tokenizer = tokenizer_with(tiny_gpt2, QWEN3, end="<|im_end|>")
     thought = Message("assistant", "<think>\nEasy.\n</think>\n\nParis.")
     row = learned((QUESTION, thought, AGAIN, LAST), tokenizer)
     assert row.last_answer_only
@@ -240,8 +165,7 @@ def test_earlier_reasoning_is_dropped_and_only_the_last_answer_trained(tiny_gpt2
 
 
 def test_phi_closes_what_is_over_with_one_more_end(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "<|endoftext|>")
-    tokenizer.chat_template = PHI
+    tokenizer = tokenizer_with(tiny_gpt2, PHI, end="<|endoftext|>")
     turns = [
         {"role": turn.role, "content": turn.content} for turn in (QUESTION, ANSWER, AGAIN, LAST)
     ]
@@ -256,7 +180,7 @@ def test_phi_closes_what_is_over_with_one_more_end(tiny_gpt2: Path) -> None:
 
 
 def test_a_template_that_trips_refuses(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="</s>")
     for template in ("{{ messages[0].content + 1 }}", "{{ 1 // 0 }}", "{{ nobody.knows }}"):
         tokenizer.chat_template = template
         with pytest.raises(DatasetError) as caught:
@@ -271,7 +195,7 @@ def test_our_templates_train_every_answer_and_its_end(
     tiny_gpt2: Path, *, ours: ChatTemplateName, name: str, marks: bool
 ) -> None:
     end = "</s>" if marks else "<|endoftext|>"
-    tokenizer = tokenizer_with(tiny_gpt2, end, marks=marks, begins=marks)
+    tokenizer = tokenizer_with(tiny_gpt2, end=end, marks=marks, begins=marks)
     assert templates.ensure_chat_template(tokenizer, ours)
     assert not templates.ensure_chat_template(tokenizer, "plain")
     assert templates.name_of(tokenizer) == ours
@@ -348,7 +272,7 @@ def test_our_templates_train_every_answer_and_its_end(
 def test_our_templates_write_the_published_formats(
     tiny_gpt2: Path, ours: ChatTemplateName, text: str
 ) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "<|endoftext|>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="<|endoftext|>")
     templates.ensure_chat_template(tokenizer, ours)
     said = zip(("system", "user", "assistant", "user"), "SQAR", strict=True)
     messages = [Message(role, content) for role, content in said]  # type: ignore[arg-type]
@@ -360,7 +284,7 @@ def test_our_templates_write_the_published_formats(
 def test_our_templates_take_turns_of_any_order_and_tools(
     tiny_gpt2: Path, ours: ChatTemplateName
 ) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="</s>")
     templates.ensure_chat_template(tokenizer, ours)
     called, result = Message("assistant", '[{"name": "f"}]'), Message("tool", "7 도")
     row = learned((QUESTION, AGAIN, called, result, ANSWER, LAST), tokenizer)
@@ -372,7 +296,7 @@ def test_our_templates_take_turns_of_any_order_and_tools(
 def test_what_stands_before_everything_gives_way_to_a_system_turn(
     tiny_gpt2: Path, ours: ChatTemplateName
 ) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="</s>")
     templates.ensure_chat_template(tokenizer, ours)
     without = templates.render(tokenizer, (QUESTION,), add_generation_prompt=True)
     assert without.startswith(("Below is an instruction", "A chat between a curious user"))
@@ -383,7 +307,7 @@ def test_what_stands_before_everything_gives_way_to_a_system_turn(
 def test_every_name_of_the_recipe_has_a_template_of_its_own(tiny_gpt2: Path) -> None:
     assert set(TEMPLATES) == set(OURS)
     assert len(set(TEMPLATES.values())) == len(OURS)
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="</s>")
     assert templates.name_of(tokenizer) is None
     tokenizer.chat_template = CHATML
     assert templates.name_of(tokenizer) is None
@@ -391,7 +315,7 @@ def test_every_name_of_the_recipe_has_a_template_of_its_own(tiny_gpt2: Path) -> 
 
 
 def test_a_tokenizer_without_an_end_is_refused(tiny_gpt2: Path) -> None:
-    tokenizer = tokenizer_with(tiny_gpt2, "</s>")
+    tokenizer = tokenizer_with(tiny_gpt2, end="</s>")
     tokenizer.eos_token = None
     with pytest.raises(ModelError):
         templates.ensure_chat_template(tokenizer, "chatml")

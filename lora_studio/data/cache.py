@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 KEPT = 8
-"""So many results are kept; the one that was not used for longest makes room."""
+MOST_BYTES = 10 * 2**30
+"""So many results of so many bytes together are kept; those not used for longest make room."""
 ABANDONED_S = 24 * 3600
 """A half-made result this old belongs to a process that was killed."""
 
@@ -55,10 +57,25 @@ class Cache:
         return place
 
     def _make_room(self) -> None:
-        """Remove what was not used for longest; open files of it stay readable."""
-        entries = sorted(self._folder.iterdir(), key=lambda entry: entry.stat().st_mtime)
+        """Remove what was not used for longest; open files of it stay readable.
+
+        The newest stays, however large it is.
+        """
+        entries = sorted(self._folder.iterdir(), key=_last_used, reverse=True)
         made = [entry for entry in entries if not entry.name.startswith(".")]
         half = [entry for entry in entries if entry.name.startswith(".")]
+        totals = accumulate(map(_size, made))
+        fitting = sum(total <= MOST_BYTES for total in islice(totals, KEPT))
         abandoned = time.time() - ABANDONED_S
-        for old in [*made[:-KEPT], *(item for item in half if item.stat().st_mtime < abandoned)]:
+        killed = [entry for entry in half if _last_used(entry) < abandoned]
+        for old in [*made[max(fitting, 1) :], *killed]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _last_used(entry: Path) -> float:
+    return entry.stat().st_mtime
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of a folder's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Self
 
 from lora_studio.data import templates
+from lora_studio.data.beginnings import Beginnings
 from lora_studio.data.examples import Example
-from lora_studio.data.masking import Closer, earlier_answers
+from lora_studio.data.masking import Closer, earlier_answers, marked_answers, tokens_of
+from lora_studio.data.templates import Span
 from lora_studio.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """The label of a token that is read, not trained on (torch.nn.CrossEntropyLoss)."""
-LONGEST_TAIL = 64
-"""Characters after a special token that are worth remembering as tokens."""
-
-Span = tuple[int, int]
-"""First token that is trained on, and the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +30,13 @@ class Whole:
     ids: list[int]
     """All token ids."""
     spans: tuple[Span, ...]
-    """What is trained on, in order."""
+    """Tokens that are trained on, in order."""
     text: str
     """What a person reads: the rendered conversation, or the text itself."""
     last_answer_only: bool = False
     """Whether earlier answers go untrained: the template rewrites them once more is said."""
+    marks_misfit: bool = False
+    """Whether the template's marks of what the model writes do not fit and were not followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +100,17 @@ class Draft:
     """The whole conversation."""
     earlier: list[tuple[str, str]] = field(default_factory=list)
     """For each earlier answer the text up to its start, and up to its end."""
+    marked: list[Span] | None = None
+    """Characters of each answer by the template's marks, None where these are not followed."""
+    marks_misfit: bool = False
+    """Whether the template has marks that do not fit."""
+    places: list[Span] = field(default_factory=list)
+    """Characters that each token stands for, where the template's marks are followed."""
 
     def parts(self) -> list[str]:
         """Return the beginnings of the conversation whose tokens are asked for."""
-        return [self.prompt, *chain.from_iterable(self.earlier)]
+        earlier = () if self.marked else self.earlier
+        return [self.prompt, *chain.from_iterable(earlier)]
 
     def closing(self) -> str:
         """Return the text after the prompt: the last answer and what closes it."""
@@ -120,10 +125,10 @@ class ChatEncoder:
     """Encodes conversations so that only what the assistant says is trained on, its end included.
 
     What stands before the last answer is exactly what `templates.prompt_ids` gives at inference.
-    Earlier answers are found by what each turn adds to the text; a template's own generation marks
-    are not asked, see `masking`. If the template writes earlier answers differently once more is
-    said (some drop reasoning), only the last answer is trained. An answer that the template leaves
-    open is closed with the end token.
+    Answers are found by the template's own marks where it has some that fit the conversation, else
+    by what each turn adds to the text; see `masking`. If, without marks, the template writes
+    earlier answers differently once more is said (some drop reasoning), only the last answer is
+    trained. An answer that the template leaves open is closed with the end token.
 
     The three steps can overlap: `draft` and `assemble` are Python, `tokenise` is not.
 
@@ -134,7 +139,9 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._closer = Closer(tokenizer)
-        self._beginnings = _Beginnings(tokenizer)
+        self._beginnings = Beginnings(tokenizer)
+        self._renderer = templates.Renderer(tokenizer)
+        self._has_marks = self._renderer.marks_answers
 
     def encode(self, examples: Sequence[Example]) -> list[Whole | DatasetError]:
         """Return a row per example, or the template's refusal in its place."""
@@ -143,15 +150,25 @@ class ChatEncoder:
 
     def draft(self, examples: Sequence[Example]) -> list[Draft | DatasetError]:
         """Render conversations; a refusal stands in the place of its conversation."""
-        renderer = templates.Renderer(self._tokenizer)
-        return [_draft(example, renderer) for example in examples]
+        drafts = [_draft(example, self._renderer) for example in examples]
+        if self._has_marks:
+            for draft in drafts:
+                if isinstance(draft, Draft):
+                    self._read_marks(draft)
+        return drafts
 
     def tokenise(self, drafts: Iterable[Draft | DatasetError]) -> list[list[int]]:
         """Return the token ids of each conversation that was not refused.
 
         How all of them begin (often a system turn) is tokenised once.
         """
-        texts = [draft.full for draft in drafts if isinstance(draft, Draft)]
+        accepted = [draft for draft in drafts if isinstance(draft, Draft)]
+        texts = [draft.full for draft in accepted]
+        if self._has_marks and self._tokenizer.is_fast:
+            located = templates.token_places(self._tokenizer, texts)
+            for draft, (_, places) in zip(accepted, located, strict=True):
+                draft.places = places
+            return [ids for ids, _ in located]
         opening = self._beginnings.opening(texts)
         first = templates.token_ids(self._tokenizer, [opening])[0] if opening else []
         rest = templates.token_ids(self._tokenizer, [text[len(opening) :] for text in texts])
@@ -175,14 +192,47 @@ class ChatEncoder:
         )
         return [draft if isinstance(draft, DatasetError) else next(rows) for draft in drafts]
 
+    def _read_marks(self, draft: Draft) -> None:
+        """Note where the template's marks have the answers, or that they do not fit."""
+        # A slow tokenizer does not tell which characters its tokens stand for.
+        if self._tokenizer.is_fast:
+            with suppress(DatasetError):
+                draft.marked = self._marked(draft)
+        draft.marks_misfit = draft.marked is None
+
+    def _marked(self, draft: Draft) -> list[Span] | None:
+        marks = self._renderer.marks(draft.turns)
+        before = draft.prompt
+        if marks and marks[-1][0] < len(before):
+            before = self._renderer.beginning(before, draft.turns[:-1])
+        return marked_answers(
+            draft.full,
+            marks,
+            answers=[turn["content"] for turn in draft.turns if turn["role"] == "assistant"],
+            bounds=[*draft.earlier, (draft.prompt, draft.full)],
+            header=draft.prompt.removeprefix(before),
+            closer=self._closer,
+        )
+
     def _compared(self, draft: Draft, ids: list[int], parts: Iterator[list[int]]) -> Whole:
         """Put a row together whose beginnings had to be tokenised to be found."""
         prompt, *rest = islice(parts, len(draft.parts()))
         if ids[: len(prompt)] != prompt:
             # The prompt's last and the answer's first characters share a token in the whole text.
-            ids = prompt + templates.token_ids(self._tokenizer, [draft.closing()])[0]
+            ids = prompt + self._apart(draft)
         counts = [len(part) if ids[: len(part)] == part else None for part in rest]
         return self._whole(draft, ids, len(prompt), *counts)
+
+    def _apart(self, draft: Draft) -> list[int]:
+        """Return the tokens of what follows the prompt, tokenised by itself."""
+        closing = draft.closing()
+        if not draft.marked:
+            return templates.token_ids(self._tokenizer, [closing])[0]
+        texts = [draft.prompt, closing]
+        (_, before), (ids, after) = templates.token_places(self._tokenizer, texts)
+        shift = len(draft.prompt)
+        draft.places = before + [(start + shift, stop + shift) for start, stop in after]
+        return ids
 
     def _whole(self, draft: Draft, ids: list[int], prompt: int, *earlier: int | None) -> Whole:
         """Put a row together from its tokens and how many each of its beginnings has."""
@@ -190,77 +240,13 @@ class ChatEncoder:
         if closed is None:
             ids = [*ids, self._tokenizer.eos_token_id]
             closed = self._closer.closed(ids[prompt:]) or len(ids) - prompt
+        stop = prompt + closed
+        if draft.marked:
+            *marked, (start, _) = tokens_of(draft.marked, ids, draft.places, self._closer)
+            return Whole(ids, (*marked, (max(start, prompt), stop)), draft.full)
         spans = earlier_answers(ids, earlier, self._closer) if earlier else []
-        last = (prompt, prompt + closed)
-        return Whole(ids, (*(spans or ()), last), draft.full, spans is None)
-
-
-class _Beginnings:
-    """Tells which tokens of a text are those of its beginning, without tokenising that again.
-
-    Special tokens part a text: what stands between two is tokenised by itself. So the tokens of a
-    beginning are those up to its last special token, and those of the few characters after it,
-    which are nearly always the same (as `assistant` and a line end) and are remembered.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._ids = tokenizer.get_added_vocab()
-        self._special = re.compile("|".join(map(re.escape, added))) if added else None
-        self._parts_exactly = not any(
-            token.lstrip or token.single_word or token.normalized
-            for token in tokenizer.added_tokens_decoder.values()
-        )
-        self._tail = cache(self._tokenised_tail)
-
-    def opening(self, texts: Sequence[str]) -> str:
-        """Return how all texts begin, up to a special token; nothing where that may join tokens."""
-        if self._special is None or not self._parts_exactly or not texts:
-            return ""
-        first, last = min(texts), max(texts)
-        marks = [match.start() for match in self._special.finditer(first)]
-        return next((first[:at] for at in reversed(marks) if last.startswith(first[:at])), "")
-
-    def count(self, text: str, ids: list[int], parts: Sequence[str]) -> list[int] | None:
-        """Return how many tokens each part has, or None where that takes tokenising them."""
-        if self._special is None:
-            return None
-        marks = list(self._special.finditer(text))
-        ends = [mark.end() for mark in marks]
-        spots = self._spots(ids, [mark[0] for mark in marks])
-        if spots is None:
-            return None
-        counts = []
-        for part in parts:
-            size = len(part)
-            many = bisect_right(ends, size)
-            crosses = many < len(marks) and marks[many].start() < size
-            if not many or crosses or size - ends[many - 1] > LONGEST_TAIL:
-                return None
-            if not text.startswith(part):
-                return None
-            tail = self._tail(marks[many - 1][0], part[ends[many - 1] :])
-            first = spots[many - 1] + 1
-            if ids[first : first + len(tail)] != tail:
-                return None
-            counts.append(first + len(tail))
-        return counts
-
-    def _spots(self, ids: list[int], specials: Sequence[str]) -> list[int] | None:
-        """Return where these special tokens stand among the ids; None if others are there too."""
-        wanted = [self._ids[special] for special in specials]
-        spots, at = [], -1
-        try:
-            for token in wanted:
-                at = ids.index(token, at + 1)
-                spots.append(at)
-        except ValueError:
-            return None
-        return spots if sum(map(ids.count, set(wanted))) == len(wanted) else None
-
-    def _tokenised_tail(self, special: str, tail: str) -> list[int]:
-        return templates.token_ids(self._tokenizer, [special + tail])[0][1:]
+        trained = (*(spans or ()), (prompt, stop))
+        return Whole(ids, trained, draft.full, spans is None, draft.marks_misfit)
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:

@@ -1,4 +1,4 @@
-"""The expensive half of preparing: read, understand, check and encode, one batch after the other.
+"""Examples into a store of encoded rows, one batch after the other.
 
 Nothing holds all rows: they go from the files to the store on disk. While a batch is tokenised,
 which takes no Python, the next one is read and rendered.
@@ -8,56 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, groupby, islice
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_studio.data import formats, pairs, splitting, templates
-from lora_studio.data.checking.findings import Findings
-from lora_studio.data.checking.inspector import Inspector
+from lora_studio.data import splitting, templates
 from lora_studio.data.encoding import ChatEncoder, Draft, Whole
-from lora_studio.data.examples import Example, Record, Skipped
-from lora_studio.data.layout import Leftovers
-from lora_studio.data.reading.hub import HubSource
-from lora_studio.data.reading.sources import Source, Unreadable, open_sources
+from lora_studio.data.examples import Example, Skipped
+from lora_studio.data.intake import Intake
 from lora_studio.data.store import HELD, TRAIN, UNDECIDED, StoreWriter
-from lora_studio.data.turns import UnusableRowError
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HEAD = 200
-"""So many rows of a file tell what it is."""
 BATCH = 2000
-MIXED = "mixed"
-SHOWN_PAIRS = 3
-EMPTY = ("data.skip_no_answer", "data.skip_empty_text")
 
 Progress = Callable[[int, int], None]
 Waiting = tuple[Sequence[Example], Sequence[Draft | DatasetError], "Future[list[list[int]]]"]
-
-
-@dataclass(slots=True)
-class Understood:
-    """What the files turned out to be, for the report."""
-
-    formats: dict[str, str] = field(default_factory=dict)
-    encodings: dict[str, str | None] = field(default_factory=dict)
-    columns: dict[str, Sequence[str]] = field(default_factory=dict)
-    parts: dict[str, dict[str, str]] = field(default_factory=dict)
-    unused_columns: dict[str, Sequence[str]] = field(default_factory=dict)
-    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    records: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with the one format and the one encoding where there is one."""
-        encodings = list(filter(None, self.encodings.values()))
-        common = {"format": _only(self.formats.values()), "encoding": _only(encodings)}
-        return asdict(self) | common
 
 
 class Filling:
@@ -66,7 +36,8 @@ class Filling:
     Args:
         spec: The recipe's data section.
         tokenizer: The base model's; it is given a chat template where it lacks one.
-        on_progress: Called with the number of rows encoded so far and 0, at last with all twice.
+        on_progress: Called with the number of rows written so far and about how many there will
+            be: 0 while nothing can be said, at last how many there are. The share never falls.
         token: For a gated dataset of the Hub.
     """
 
@@ -79,13 +50,11 @@ class Filling:
         token: str | None = None,
     ) -> None:
         self._spec = spec
-        self._token = token
         self._tokenizer = tokenizer
         self._on_progress = on_progress
-        self._understood = Understood()
-        self._leftovers = Leftovers()
-        self._findings = Findings(spec.checks)
-        self._inspector = Inspector(spec.checks, self._findings)
+        self._intake = Intake(spec, token=token)
+        self._estimate = _Estimate()
+        self._waiting: Waiting | None = None
         self._refusal: DatasetError | None = None
         self._has_chats = False
         self._chat_encoder: ChatEncoder | None = None
@@ -93,141 +62,54 @@ class Filling:
     def fill(self, folder: Path) -> None:
         """Write all rows into an empty folder.
 
+        What the checks found is written too, also where the recipe says to stop at it.
+
         Raises:
-            DatasetError: If data cannot be read or understood, or a check says stop.
+            DatasetError: If data cannot be read or understood, or no row can be rendered.
         """
-        with self._sources() as found, StoreWriter(folder) as writer:
-            self.write(self._examples(found), writer)
-        self._inspector.finish()
-        stops = self._findings.stopping()
-        if stops is not None:
-            raise stops
+        with self._intake.examples() as examples, StoreWriter(folder) as writer:
+            self.write(examples, writer)
+        found = self._intake.finish()
         if self._refusal is not None and not self._has_chats:
             raise self._refusal
-        writer.merge(self._inspector.documents)
+        writer.merge(self._intake.documents)
         self._on_progress(writer.rows, writer.rows)
-        writer.finish(
-            {
-                "understood": self._understood.to_dict(),
-                "skipped": dict(self._leftovers.counts),
-                "listed": [asdict(row) for row in self._leftovers.listed],
-                "findings": [asdict(finding) for finding in self._findings.listed()],
-                "has_chats": self._has_chats,
-            }
-        )
-
-    @contextmanager
-    def _sources(self) -> Iterator[list[Source | HubSource]]:
-        """Open the files and the Hub's dataset."""
-        spec = self._spec
-        hub = [HubSource(spec.hub, self._token)] if spec.hub.repo_id else []
-        if not spec.files:
-            yield [*hub]
-            return
-        with open_sources([Path(file) for file in spec.files], encoding=spec.encoding) as files:
-            yield [*files, *hub]
-
-    # From files to examples
-
-    def _examples(self, sources: Iterable[Source | HubSource]) -> Iterator[Example]:
-        """Yield what can be learned from; count the rest."""
-        for source in sources:
-            self._understood.encodings[source.name] = source.encoding
-            for name, items in groupby(source.records(), key=lambda item: item.file):
-                yield from self._of_file(name, items)
-
-    def _of_file(self, name: str, items: Iterator[Record | Unreadable]) -> Iterator[Example]:
-        first = list(islice(items, HEAD))
-        head = [item for item in first if isinstance(item, Record)]
-        if not head:
-            raise next(item.error for item in first if isinstance(item, Unreadable))
-        meaning = formats.understand(name, head, self._spec)
-        self._note(name, meaning, head)
-        self._inspector.expect(_possible(head, meaning))
-        for item in chain(first, items):
-            self._understood.records += 1
-            if isinstance(item, Unreadable):
-                self._broken(item)
-            elif not self._is_too_odd(item):
-                yield from self._checked(item, meaning)
-
-    def _note(self, name: str, meaning: formats.Meaning, head: Sequence[Record]) -> None:
-        noted = self._understood
-        noted.formats[name] = meaning.format
-        if meaning.columns:
-            noted.columns[name] = list(meaning.columns)
-            noted.parts[name] = dict(meaning.parts)
-        if meaning.unused:
-            noted.unused_columns[name] = list(meaning.unused)
-        document = head[0].value
-        if isinstance(document, str) and pairs.looks_like(document):
-            found = pairs.find(document)
-            shown = [[pair.question, pair.answer] for pair in found[:SHOWN_PAIRS]]
-            noted.pairs[name] = {"count": len(found), "examples": shown}
-
-    def _broken(self, item: Unreadable) -> None:
-        if self._findings.add("broken_rows", item.file, item.number, str(item.error)) == "stop":
-            raise item.error
-        self._leftovers.add(Skipped(item.file, item.number, "data.skip_broken_rows"))
-
-    def _is_too_odd(self, record: Record) -> bool:
-        if not record.oddities:
-            return False
-        example = ", ".join(record.oddities)
-        choice = self._findings.add("odd_values", record.file, record.number, example)
-        if choice == "skip":
-            self._leftovers.add(Skipped(record.file, record.number, "data.skip_odd_values"))
-        return choice == "skip"
-
-    def _checked(self, record: Record, meaning: formats.Meaning) -> Iterator[Example]:
-        try:
-            examples = meaning.examples(record)
-        except UnusableRowError as error:
-            if error.reason in EMPTY:
-                self._findings.add("empty_answers", record.file, record.number, _brief(record))
-            self._leftovers.add(Skipped(record.file, record.number, error.reason))
-            return
-        for example in examples:
-            looked = self._inspector.look(example)
-            if isinstance(looked, Skipped):
-                self._leftovers.add(looked)
-            else:
-                yield looked
-
-    # From examples to rows
+        writer.finish(found | {"has_chats": self._has_chats})
 
     def write(self, examples: Iterable[Example], writer: StoreWriter) -> None:
         """Encode examples and write them, conversations of a batch at a time."""
-        texts = _Texts(self._tokenizer, self._spec, writer)
+
+        def tell() -> None:
+            chats = len(self._waiting[0]) if self._waiting else 0
+            coming = chats + texts.waiting
+            total = self._estimate.total(writer.rows, coming=coming, share=self._intake.share)
+            self._on_progress(writer.rows, total)
+
+        texts = _Texts(self._tokenizer, self._spec, writer, on_block=tell)
         with ThreadPoolExecutor(1) as pool:
-            waiting: Waiting | None = None
             for batch in _batches(examples):
                 for example in batch:
                     if not example.is_chat:
                         texts.take(example)
                 chats = [example for example in batch if example.is_chat]
-                waiting = self._encode(chats, waiting, pool, writer)
-                self._on_progress(writer.rows, 0)
-            self._encode([], waiting, pool, writer)
+                self._encode(chats, pool, writer)
+                tell()
+            self._encode([], pool, writer)
         texts.finish()
 
     def _encode(
-        self,
-        chats: Sequence[Example],
-        waiting: Waiting | None,
-        pool: ThreadPoolExecutor,
-        writer: StoreWriter,
-    ) -> Waiting | None:
+        self, chats: Sequence[Example], pool: ThreadPoolExecutor, writer: StoreWriter
+    ) -> None:
         """Start to tokenise conversations and meanwhile write those that waited before."""
         encoder = self._encoder(chats)
         coming: Waiting | None = None
         if chats and encoder:
             drafts = encoder.draft(chats)
             coming = chats, drafts, pool.submit(encoder.tokenise, drafts)
-        if waiting is not None and self._chat_encoder:
-            examples, waited, ids = waiting
+        if self._waiting is not None and self._chat_encoder:
+            examples, waited, ids = self._waiting
             self._keep(examples, self._chat_encoder.assemble(waited, ids.result()), writer)
-        return coming
+        self._waiting = coming
 
     def _encoder(self, chats: Sequence[Example]) -> ChatEncoder | None:
         if self._chat_encoder is None and chats:
@@ -244,13 +126,38 @@ class Filling:
         kept, wholes = [], []
         for example, row in zip(examples, rows, strict=True):
             if isinstance(row, Whole):
-                kept.append(example)
-                wholes.append(row)
+                if not row.marks_misfit or self._intake.keeps_misfit(example, row.text):
+                    kept.append(example)
+                    wholes.append(row)
                 continue
             self._refusal = self._refusal or row
-            self._leftovers.add(Skipped(example.file, example.number, "data.skip_template_refuses"))
+            refused = Skipped(example.file, example.number, "data.skip_template_refuses")
+            self._intake.leftovers.add(refused)
         self._has_chats = self._has_chats or bool(kept)
         writer.add(kept, wholes)
+
+
+class _Estimate:
+    """About how many rows there will be, so that the share of those done never falls."""
+
+    def __init__(self) -> None:
+        self._last = (0, 1)
+
+    def total(self, done: int, *, coming: int, share: float) -> int:
+        """Return about how many rows there will be, never less than are done; 0 for unknown.
+
+        Args:
+            done: Rows written.
+            coming: Rows read and not written yet.
+            share: How much of the data was read, 0 to 1.
+        """
+        total = round((done + coming) / share) if share else 0
+        done_before, total_before = self._last
+        if done * total_before < done_before * total:
+            total = done * total_before // done_before
+        if total:
+            self._last = done, total
+        return total
 
 
 class _Texts:
@@ -258,15 +165,34 @@ class _Texts:
 
     A few long texts are held out by their ends, many by whole texts: which of the two is known
     when the tenth text has come, or none comes any more.
+
+    Args:
+        tokenizer: The base model's.
+        spec: The recipe's data section.
+        writer: Where the rows go.
+        on_block: Called after each row that is not the last of its text.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, writer: StoreWriter
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: DataSpec,
+        writer: StoreWriter,
+        *,
+        on_block: Callable[[], None],
     ) -> None:
         self._tokenizer = tokenizer
         self._spec = spec
         self._writer = writer
+        self._on_block = on_block
         self._few: list[Example] | None = []
+        self._rest = 0
+
+    @property
+    def waiting(self) -> int:
+        """About how many rows the texts give that came and are not encoded yet."""
+        few = self._few or []
+        return self._rest + sum(len(text.text) // splitting.LONGEST_BLOCK + 1 for text in few)
 
     def take(self, example: Example) -> None:
         """Encode a text, now or once it is known how many there are."""
@@ -284,7 +210,8 @@ class _Texts:
         few, fraction = self._few or [], self._spec.eval_fraction
         ends = [splitting.split_tail(text.text, fraction) for text in few]
         is_split = any(tail for _, tail in ends)
-        for example, (text, tail) in zip(few, ends, strict=True):
+        for text, tail in ends:
+            example = few.pop(0)
             self._encode(replace(example, text=text), TRAIN if is_split else UNDECIDED)
             if tail:
                 self._encode(replace(example, text=tail), HELD)
@@ -292,32 +219,18 @@ class _Texts:
     def _encode(self, example: Example, part: int) -> None:
         sections = splitting.sections(example.text, self._spec.cut_marker)
         blocks = [block for section in sections for block in splitting.blocks(section)]
-        for at, text in enumerate(blocks):
+        for at, text in enumerate(blocks, start=1):
+            self._rest = len(blocks) - at
             ids = templates.token_ids(self._tokenizer, [text])[0]
-            if at == len(blocks) - 1:
+            if not self._rest:
                 ids.append(self._tokenizer.eos_token_id)
             if ids:
                 self._writer.add([replace(example, text=text)], [Whole(ids, (), text)], part=part)
-
-
-def _possible(head: Iterable[Record], meaning: formats.Meaning) -> Iterator[Example]:
-    """Yield the examples of those rows that give some."""
-    for record in head:
-        with suppress(UnusableRowError):
-            yield from meaning.examples(record)
+            if self._rest:
+                self._on_block()
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     coming = iter(examples)
     while batch := list(islice(coming, BATCH)):
         yield batch
-
-
-def _brief(record: Record) -> str:
-    value = record.value
-    return value if isinstance(value, str) else ", ".join(f"{k}: {v}" for k, v in value.items())
-
-
-def _only(values: Iterable[str]) -> str:
-    names = list(dict.fromkeys(values))
-    return names[0] if len(names) == 1 else MIXED if names else ""

@@ -167,7 +167,7 @@ def _named(wanted: Mapping[str, str], columns: Sequence[str], *, file: str) -> d
                 file=file,
                 part=part,
                 column=name,
-                columns=", ".join(columns),
+                columns=list(columns),
             )
         named[part] = column
     return named
@@ -185,7 +185,7 @@ def _around(
     kinds = [{TURNS}, {TEXT}, {QUESTION, CONTEXT, ANSWER}]
     kind, *others = [kind for kind in kinds if kind & named.keys()]
     if others:
-        raise DatasetError("data.parts_clash", file=file, parts=", ".join(named))
+        raise DatasetError("data.parts_clash", file=file, parts=list(named))
     if kind == {TEXT}:
         return "text", {TEXT: named[TEXT]}
     parts = dict(named)
@@ -214,7 +214,7 @@ def _missing(part: str, free: list[str], head: Sequence[Record], *, file: str) -
         texts = _texts(head, free)
         column = texts[0] if len(texts) == 1 else None
     if column is None:
-        raise DatasetError("data.part_missing", file=file, part=part, columns=", ".join(free))
+        raise DatasetError("data.part_missing", file=file, part=part, columns=free)
     return column
 
 
@@ -231,7 +231,7 @@ def _guessed(
             file=file,
             format=chosen,
             expected=LAYOUTS[chosen].expected,
-            columns=", ".join(columns),
+            columns=list(columns),
         )
     for name in LAYOUTS:
         parts = match(name, columns)
@@ -243,7 +243,7 @@ def _guessed(
         if parts:
             return name, parts
     choices = "; ".join(layout.expected for layout in LAYOUTS.values())
-    raise DatasetError("data.unrecognised", file=file, columns=", ".join(columns), choices=choices)
+    raise DatasetError("data.unrecognised", file=file, columns=list(columns), choices=choices)
 
 
 def _by_content(

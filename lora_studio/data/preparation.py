@@ -7,157 +7,43 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_studio.data import templates
 from lora_studio.data.cache import Cache
-from lora_studio.data.checking.findings import Finding, Findings
-from lora_studio.data.encoding import Encoded, pieces
+from lora_studio.data.checking.findings import Finding, Findings, stop_at
+from lora_studio.data.encoding import pieces
 from lora_studio.data.examples import Skipped
 from lora_studio.data.filling import Filling
-from lora_studio.data.layout import Layout, Leftovers, Part, encoded, lay_out
-from lora_studio.data.preview import Sample, first_different, sample
+from lora_studio.data.layout import Layout, Leftovers, lay_out
+from lora_studio.data.prepared import Prepared, Rows
+from lora_studio.data.preview import first_different
 from lora_studio.data.reading import hub
 from lora_studio.data.reading.sources import fingerprint
 from lora_studio.data.report import Report, numbers
 from lora_studio.data.store import Store
 from lora_studio.errors import DatasetError
-from lora_studio.recipe import DataSpec
+from lora_studio.recipe import DataSpec, choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prepared", "Rows", "fingerprint", "prepare"]
-
-VERSION = 1
+VERSION = 2
 """Counted up when the same data and settings give other rows than before."""
 LEAST_ROWS = 2
 SHOWN_ROWS = 5
-PAGE_ROWS = 10
 PROMPTS_FROM = 50
 """Rows of each part that are looked through for different questions."""
 # Settings that change which rows are used and where they are cut, not what they are.
 LAYOUT_SETTINGS = ("files", "max_length", "truncation", "chunk_overlap")
 LAYOUT_CHECKS = ("lost_ends", "leaks")
+LIKE_STOP = ("keep", "fix", "skip")
+"""The first of these that a check knows leaves the rows as its stop does."""
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows(Sequence[Encoded]):
-    """One part of the rows, read from disk when they are asked for."""
-
-    store: Store
-    part: Part
-    prefix: list[int]
-    """Put before each piece of a text."""
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, at: Any) -> Any:
-        """Return a row, or a list of rows for a slice."""
-        if isinstance(at, slice):
-            return [self[position] for position in range(*at.indices(len(self)))]
-        if not -len(self) <= at < len(self):
-            raise IndexError(at)
-        row = int(self.part.row[at])
-        return self._encoded(self.store.whole(row), at)
-
-    def __iter__(self) -> Iterator[Encoded]:
-        for batch in self.batches():
-            yield from batch
-
-    def batches(self) -> Iterator[list[Encoded]]:
-        """Yield the rows in order, some thousand at a time."""
-        at = 0
-        for wholes in self.store.batches(self.part.row):
-            yield [self._encoded(whole, at + place) for place, whole in enumerate(wholes)]
-            at += len(wholes)
-
-    def _encoded(self, whole: Any, at: int) -> Encoded:
-        is_text = bool(self.store.index.is_text[self.part.row[at]])
-        return encoded(whole, self.part, at, prefix=self.prefix, is_text=is_text)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything training needs of the data."""
-
-    train: Rows
-    """Rows to learn from, in the order of the files, conversations before plain texts."""
-    evaluation: Rows
-    """Rows held out; may be empty."""
-    report: Report
-    """What was understood."""
-    layout: Layout = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    ends: frozenset[int]
-    """Tokens that end an answer."""
-
-    def to_dataset(self, folder: Path, part: Literal["train", "evaluation"] = "train") -> Any:
-        """Write one part into a folder as Arrow.
-
-        Returns:
-            A `datasets.Dataset` of it with the columns `input_ids` and `labels`.
-        """
-        import pyarrow as pa
-        from datasets import Dataset
-
-        kind = pa.list_(pa.int32())
-        schema = pa.schema([("input_ids", kind), ("labels", kind)])
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{part}.arrow"
-        rows: Rows = getattr(self, part)
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in rows.batches():
-                columns = [
-                    pa.array([getattr(row, name) for row in batch], kind) for name in schema.names
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        return Dataset.from_file(str(file))
-
-    def page(
-        self, part: Literal["train", "evaluation", "skipped"], number: int, search: str = ""
-    ) -> dict[str, Any]:
-        """Return ten rows to look at.
-
-        Args:
-            part: Which rows.
-            number: Which page, from 1; one beyond the last is the last.
-            search: Only rows that contain this, whatever its case.
-
-        Returns:
-            `total` rows, `pages`, the `page`, and `rows` as samples, or as file, number and reason
-            for those skipped (of which the first 200 are known by name).
-        """
-        wanted = search.casefold()
-        if part == "skipped":
-            listed = self.layout.leftovers.listed
-            named = [row for row in listed if wanted in f"{row.file}:{row.number}".casefold()]
-            return _page(named, number, asdict)
-        return _page(self._found(part, wanted), number, lambda at: self.sample(part, at).to_dict())
-
-    def sample(self, part: Literal["train", "evaluation"], at: int) -> Sample:
-        """Return one row token by token."""
-        return _sample(getattr(self, part), at, self.tokenizer, self.ends)
-
-    def _found(self, part: Literal["train", "evaluation"], search: str) -> Sequence[int]:
-        rows: Rows = getattr(self, part)
-        if not search:
-            return range(len(rows))
-        hit = rows.store.containing(search)[rows.part.row]
-        is_text = rows.store.index.is_text[rows.part.row]
-        return [
-            at
-            for at in hit.nonzero()[0].tolist()
-            # A text's row has several pieces: those that hold the words are shown.
-            if not is_text[at]
-            or search in str(self.tokenizer.decode(rows[at].input_ids)).casefold()
-        ]
 
 
 def prepare(
@@ -178,7 +64,8 @@ def prepare(
         spec: The recipe's data section.
         tokenizer: The base model's.
         seed: Chooses what is held out.
-        on_progress: Called with the number of rows encoded so far, and of all (0 while unknown).
+        on_progress: Called with the number of rows encoded so far and about how many there will
+            be (0 while unknown), at last with how many there are.
         cache: Where encoded rows are kept; None for a temporary folder.
         token: For a gated dataset of the Hub.
 
@@ -199,6 +86,8 @@ def prepare(
         store = _temporary(filling)
     else:
         store = Store(Cache(cache).get(_depends_on(spec, tokenizer, read), filling.fill))
+    before = _found_before(store, spec)
+    stop_at(before)
     chats = store.meta["has_chats"]
     if chats:
         templates.ensure_chat_template(tokenizer, spec.chat_template)
@@ -213,28 +102,22 @@ def prepare(
         findings=findings,
         leftovers=_left_before(store),
     )
-    _refuse(layout, findings, store)
+    stop_at(findings.listed())
+    _refuse_too_few(layout, store)
     train, held = (Rows(store, part, prefix) for part in (layout.train, layout.evaluation))
     ends = templates.end_ids(tokenizer) if chats else frozenset({tokenizer.eos_token_id})
-    samples = [_sample(train, at, tokenizer, ends) for at in range(min(SHOWN_ROWS, len(train)))]
+    samples = [train.sample(at, tokenizer, ends) for at in range(min(SHOWN_ROWS, len(train)))]
     report = Report(
         **store.meta["understood"],
         **numbers(store, layout, beginning=len(prefix)),
         fingerprint=read,
-        findings=(*_found_before(store), *findings.listed()),
+        findings=(*before, *findings.listed()),
         max_length=spec.max_length,
         own_template=(chats and templates.name_of(tokenizer)) or "",
         samples=tuple(samples),
         prompts=_prompts(store, layout),
     )
     return Prepared(train, held, report, layout, tokenizer, ends)
-
-
-def _sample(
-    rows: Rows, at: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
-) -> Sample:
-    file, number = rows.store.place(int(rows.part.row[at]))
-    return sample(rows[at], file, number, tokenizer, ends)
 
 
 def _temporary(filling: Filling) -> Store:
@@ -250,21 +133,20 @@ def _temporary(filling: Filling) -> Store:
     return store
 
 
-def _page(found: Sequence[Any], number: int, show: Callable[[Any], Any]) -> dict[str, Any]:
-    pages = max(1, -(-len(found) // PAGE_ROWS))
-    number = min(max(number, 1), pages)
-    shown = found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
-    rows = [show(entry) for entry in shown]
-    return {"total": len(found), "pages": pages, "page": number, "rows": rows}
-
-
 def _depends_on(spec: DataSpec, tokenizer: PreTrainedTokenizerBase, read: str) -> dict[str, Any]:
-    """Return all that encoded rows follow from."""
+    """Return all that encoded rows follow from.
+
+    Where a check says stop, rows are encoded all the same before that is known: they are there
+    for the next try, with another choice.
+    """
     settings = asdict(spec)
     for name in LAYOUT_SETTINGS:
         del settings[name]
     for name in LAYOUT_CHECKS:
         del settings["checks"][name]
+    for name, choice in settings["checks"].items():
+        if choice == "stop" and name != "broken_rows":  # which ends the reading
+            settings["checks"][name] = next(like for like in LIKE_STOP if like in choices(name))
     names = [Path(file).name for file in spec.files]
     return {
         "version": VERSION,
@@ -282,10 +164,16 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _found_before(store: Store) -> list[Finding]:
-    """Return what the checks found while the rows were read."""
+def _found_before(store: Store, spec: DataSpec) -> list[Finding]:
+    """Return what the checks found while the rows were read, with what to do about it now."""
     return [
-        Finding(**entry | {"rows": tuple((file, number) for file, number in entry["rows"])})
+        Finding(
+            **entry
+            | {
+                "rows": tuple((file, number) for file, number in entry["rows"]),
+                "choice": getattr(spec.checks, entry["check"]),
+            }
+        )
         for entry in store.meta["findings"]
     ]
 
@@ -296,15 +184,12 @@ def _left_before(store: Store) -> Leftovers:
     return Leftovers(Counter(store.meta["skipped"]), listed)
 
 
-def _refuse(layout: Layout, findings: Findings, store: Store) -> None:
-    """Refuse what a check says stop to, and data that leaves nothing to learn from.
+def _refuse_too_few(layout: Layout, store: Store) -> None:
+    """Refuse data that leaves nothing to learn from.
 
     Raises:
-        DatasetError: Naming the check and its rows, or how many rows can be used.
+        DatasetError: Naming how many rows can be used.
     """
-    stops = findings.stopping()
-    if stops is not None:
-        raise stops
     usable = len(layout.train) + len(layout.evaluation)
     if usable >= LEAST_ROWS:
         return

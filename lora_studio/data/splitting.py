@@ -20,6 +20,8 @@ ENOUGH_PARAGRAPHS = 10
 
 PARAGRAPH_BREAK = re.compile(r"\n[^\S\n]*\n\s*")
 LINE_BREAK = re.compile(r"\n\s*")
+LONGEST_BLOCK = 200_000
+"""Characters that are tokenised at once."""
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
@@ -93,7 +95,7 @@ def sections(text: str, marker: str) -> list[str]:
     return [part for part in joined if part.strip()]
 
 
-def blocks(text: str, limit: int = 200_000) -> Iterator[str]:
+def blocks(text: str, limit: int = LONGEST_BLOCK) -> Iterator[str]:
     """Yield a huge text in blocks of at most `limit` characters, so that none is tokenised whole.
 
     A block ends after the last paragraph in the second half of `limit`, else the last line, else

@@ -7,7 +7,9 @@ Training and answering must show the model the same text before an answer: both 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from lora_studio.data.chat_formats import TEMPLATES
 from lora_studio.data.examples import Message
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 Turn = Mapping[str, str]
 """`{"role": …, "content": …}`, as transformers takes it."""
+Span = tuple[int, int]
+"""A first position, and the one after the last."""
 
 PLAIN_TEMPLATE = TEMPLATES["plain"]
 BEGINNING = "{{- bos_token -}}\n"
@@ -111,6 +115,20 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+def token_places(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[list[int], list[Span]]]:
+    """Tokenise texts as `token_ids` does; return the characters that each token stands for too.
+
+    Tokens that are bytes of one character all stand for it. Fast tokenizers only.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    found = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [(row.ids, row.offsets) for row in found]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Return what the model sees before it answers `messages`; training shows it the same.
 
@@ -152,11 +170,13 @@ class Renderer:
 
         self._refusals = (TemplateError, *REFUSALS)
         self._end = str(tokenizer.eos_token)
+        self._source = tokenizer.get_chat_template()
         try:
-            self._template = _compile_jinja_template(tokenizer.get_chat_template())
+            self._template = _compile_jinja_template(self._source)
         except self._refusals as error:
             raise DatasetError("data.template_refuses", reason=str(error)) from error
-        self._names = dict(self._template.globals) | tokenizer.special_tokens_map
+        self._special = tokenizer.special_tokens_map
+        self._names = dict(self._template.globals) | self._special
         self._names |= {"tools": None, "documents": None}
 
     def turns(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
@@ -171,6 +191,41 @@ class Renderer:
             return "".join(self._template.root_render_func(context))
         except self._refusals as error:
             raise DatasetError("data.template_refuses", reason=str(error)) from error
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether the template has `{% generation %}` marks around what the model writes."""
+        lexed = self._template.environment.lex(self._source)
+        words = [(kind, word) for _, kind, word in lexed if kind != "whitespace"]
+        return any(
+            first[0] == "block_begin" and second == ("name", "generation")
+            for first, second in pairwise(words)
+        )
+
+    def marks(self, turns: Sequence[Turn]) -> list[Span]:
+        """Return which characters of these turns the template marks as what the model writes.
+
+        The marks are returned as they are; whether they fit is for `masking` to say.
+
+        Raises:
+            DatasetError: If the template refuses the turns.
+        """
+        from transformers.utils.chat_template_utils import _render_with_assistant_indices
+
+        try:
+            _, spans = _render_with_assistant_indices(
+                self._tracked, turns, None, None, add_generation_prompt=False, **self._special
+            )
+        except self._refusals as error:
+            raise DatasetError("data.template_refuses", reason=str(error)) from error
+        return list(spans)
+
+    @cached_property
+    def _tracked(self) -> Any:
+        """The template once more: what is shared between threads cannot keep track of marks."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        return _compile_jinja_template.__wrapped__(self._source)
 
     def accepted(self, messages: Sequence[Message]) -> tuple[list[Turn], str]:
         """Return the messages as turns that the template accepts, and how it writes them.

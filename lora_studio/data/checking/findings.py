@@ -109,16 +109,20 @@ class Findings:
             if tally.count
         ]
 
-    def stopping(self) -> DatasetError | None:
-        """Return the error to raise where the recipe says to stop at one of the findings."""
-        for finding in self.listed():
-            if finding.choice == "stop":
-                named = ", ".join(f"{file}:{number}" for file, number in finding.rows[:NAMED_ROWS])
-                more = ", …" if finding.count > NAMED_ROWS else ""
-                return DatasetError(
-                    f"data.check_stops_{finding.check}", count=finding.count, rows=named + more
-                )
-        return None
+
+def stop_at(findings: Iterable[Finding]) -> None:
+    """Stop where the recipe says so of one of the findings.
+
+    Raises:
+        DatasetError: Naming the check and its first rows.
+    """
+    for finding in findings:
+        if finding.choice == "stop":
+            named = ", ".join(f"{file}:{number}" for file, number in finding.rows[:NAMED_ROWS])
+            more = ", …" if finding.count > NAMED_ROWS else ""
+            raise DatasetError(
+                f"data.check_stops_{finding.check}", count=finding.count, rows=named + more
+            )
 
 
 def _short(text: str) -> str:

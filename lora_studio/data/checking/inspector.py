@@ -60,7 +60,7 @@ class Inspector:
 
         Returns:
             The example, as it is, mended, or in the document of the one it nearly repeats; or why
-            it is skipped. Never raises: the choice to stop is `Findings.stopping` at the end.
+            it is skipped. Never raises: the choice to stop is `findings.stop_at` at the end.
         """
         text = _joined(example)
         for check, find, mend in TEXT_CHECKS:

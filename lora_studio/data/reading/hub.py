@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_studio.data.examples import Record
+from lora_studio.data.reading.rows import Position
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import HubSpec
 
 ANSWER_WITHIN_S = 5.0
+ROW_BYTES = 1000
+"""What a row is taken to weigh beside files, before it is seen."""
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -28,6 +31,13 @@ class HubSource:
     """Sent to the Hub, kept nowhere."""
     kind: str = "hub"
     encoding: None = None
+    position: Position = field(default_factory=Position, repr=False, compare=False)
+    """How far it was read, in rows."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it is; 0 where all rows that follow are chosen."""
+        return (self.spec.rows or 0) * ROW_BYTES
 
     @property
     def name(self) -> str:
@@ -58,12 +68,15 @@ class HubSource:
             if spec.rows is not None:
                 rows = rows.take(spec.rows)
             number = spec.start
+            self.position.begin(spec.rows or 0)
             for number, row in enumerate(rows, start=spec.start + 1):
+                self.position.done = number - spec.start
                 yield Record(self.name, number, dict(row))
         except Exception as error:
             raise _translated(error, spec) from error
         if number == spec.start:
             raise DatasetError("data.hub_no_rows", source=spec.repo_id, start=spec.start)
+        self.position.end()
 
 
 def fingerprint(spec: HubSpec, token: str | None) -> str:

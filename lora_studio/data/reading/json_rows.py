@@ -81,7 +81,9 @@ def read_json(text: Text) -> Iterator[Record | Unreadable]:
         raise DatasetError("data.no_rows", file=text.file)
     if not rows:
         raise DatasetError("data.header_only", file=text.file)
+    text.position.begin(len(rows))
     for number, row in enumerate(rows, start=1):
+        text.position.done = number
         yield _record(row, text.file, number, is_odd=parser.is_odd)
 
 

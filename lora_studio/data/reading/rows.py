@@ -24,6 +24,29 @@ class Unreadable:
     """Why it cannot be read."""
 
 
+@dataclass(slots=True)
+class Position:
+    """How far a file was read, in what its kind can tell: bytes, rows, parts."""
+
+    done: int = 0
+    """Those that were read and used up."""
+    whole: int = 0
+    """All; 0 while nothing can be said."""
+
+    @property
+    def share(self) -> float:
+        """How much of the file was read, 0 to 1."""
+        return min(self.done / self.whole, 1.0) if self.whole else 0.0
+
+    def begin(self, whole: int = 0) -> None:
+        """Start anew, with so much to read."""
+        self.done, self.whole = 0, whole
+
+    def end(self) -> None:
+        """Note that all was read."""
+        self.done = self.whole = 1
+
+
 class Repeated(dict[str, Any]):
     """An object of JSON in which a key stood twice, until `tidy` makes it a plain one."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from lora_studio.data.examples import Record
 from lora_studio.data.reading import columnar, delimited, json_rows, streams
 from lora_studio.data.reading.locations import (
+    COLUMNAR,
     DOCUMENTS,
     KNOWN,
     TABLES,
@@ -26,7 +27,7 @@ from lora_studio.data.reading.locations import (
     known_kinds,
     locate,
 )
-from lora_studio.data.reading.rows import Unreadable
+from lora_studio.data.reading.rows import Position, Unreadable
 from lora_studio.data.reading.streams import Opener
 from lora_studio.data.reading.texts import AUTO, MIB, Text, look_into
 from lora_studio.errors import DatasetError
@@ -50,6 +51,10 @@ class Source:
     """The file's ending in small letters without `.gz`, as `.csv`."""
     encoding: str | None
     """Detected or chosen, as Python names it; None for kinds that are not plain text."""
+    size: int
+    """Bytes, unpacked from an archive or from `.gz`."""
+    position: Position = field(repr=False, compare=False)
+    """How far it was read; that of the last reading, if there are several."""
     _read: Callable[[str], Rows] = field(repr=False, compare=False)
     """Reads anew; takes the name."""
 
@@ -59,10 +64,12 @@ class Source:
         Raises:
             DatasetError: If what follows cannot be read; it names the file and the row.
         """
+        self.position.begin()
         try:
             yield from self._read(self.name)
         except (OSError, MemoryError) as error:
             raise streams.unreadable(error, file=self.name) from error
+        self.position.end()
 
 
 @contextmanager
@@ -123,7 +130,7 @@ def _sources(location: Location, *, encoding: str, until: ExitStack) -> list[Sou
     if kind_of(location.path.name)[0] == ZIP:
         return _archive(location, encoding=encoding, until=until)
     path = None if kind_of(location.path.name)[1] else location.path
-    return [_source(location.name, opener, path=path, encoding=encoding, until=until)[0]]
+    return [_source(location.name, opener, path=path, encoding=encoding, until=until)]
 
 
 def _archive(location: Location, *, encoding: str, until: ExitStack) -> list[Source]:
@@ -136,8 +143,8 @@ def _archive(location: Location, *, encoding: str, until: ExitStack) -> list[Sou
         if is_hidden(name) or not is_known(name) or kind_of(name)[0] == ZIP:
             continue
         full = f"{location.name}/{name}"
-        source, size = _source(full, opener, path=None, encoding=encoding, until=until)
-        total += size
+        source = _source(full, opener, path=None, encoding=encoding, until=until)
+        total += source.size
         streams.check_unpacked(total, file=location.name)
         found.append(source)
     if not found:
@@ -147,8 +154,8 @@ def _archive(location: Location, *, encoding: str, until: ExitStack) -> list[Sou
 
 def _source(
     name: str, opener: Opener, *, path: Path | None, encoding: str, until: ExitStack
-) -> tuple[Source, int]:
-    """Return a file as a source, and its size in bytes.
+) -> Source:
+    """Return a file as a source.
 
     Args:
         name: The file's.
@@ -162,12 +169,14 @@ def _source(
         opener = streams.gunzipped(opener, file=name)
     if kind in TEXTS + TABLES:
         text = look_into(opener, file=name, encoding=encoding)
-        return Source(name, kind, text.encoding, partial(_text_rows, text, kind)), text.size
+        read = partial(_text_rows, text, kind)
+        return Source(name, kind, text.encoding, text.size, text.position, read)
     path = path or _unpacked(opener, until)
     size = path.stat().st_size
     if not size:
         raise DatasetError("data.empty_file", file=name)
-    return Source(name, kind, None, partial(_binary_rows, path, kind)), size
+    position = Position()
+    return Source(name, kind, None, size, position, partial(_binary_rows, path, kind, position))
 
 
 def _unpacked(opener: Opener, until: ExitStack) -> Path:
@@ -196,18 +205,16 @@ def _document(text: Text) -> Rows:
     yield Record(text.file, 1, whole.replace("\0", ""))
 
 
-def _binary_rows(path: Path, kind: str, name: str) -> Rows:
+def _binary_rows(path: Path, kind: str, position: Position, name: str) -> Rows:
     with path.open("rb") as raw:
         if kind in DOCUMENTS:
             yield _converted(raw, kind, name)
-        elif kind == ".parquet":
-            yield from columnar.read_parquet(raw, file=name)
-        elif kind in (".arrow", ".feather"):
-            yield from columnar.read_arrow(raw, file=name)
+        elif kind in COLUMNAR:
+            yield from columnar.read_columnar(raw, kind, file=name, position=position)
         else:
             from lora_studio.data.reading.spreadsheets import read_xlsx
 
-            yield from read_xlsx(raw, file=name)
+            yield from read_xlsx(raw, file=name, position=position)
 
 
 def _converted(raw: Any, kind: str, name: str) -> Record:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from lora_studio.data.examples import Record
 from lora_studio.data.reading.delimited import check_columns
 from lora_studio.data.reading.packages import MOST_UNPACKED_BYTES, check_package, translated
-from lora_studio.data.reading.rows import tidy
+from lora_studio.data.reading.rows import Position, tidy
 from lora_studio.errors import DatasetError
 
 SIGNIFICANT_DIGITS = 15
@@ -23,7 +23,7 @@ LOOKED_BEYOND = 16
 """So many columns to the right of the header are looked at for cells that have no name."""
 
 
-def read_xlsx(raw: BinaryIO, *, file: str) -> Iterator[Record]:
+def read_xlsx(raw: BinaryIO, *, file: str, position: Position) -> Iterator[Record]:
     """Yield the rows under the header of every sheet; blank rows are left out but counted.
 
     The header is the first row that is not blank; a sheet without rows below is left out. Numbers
@@ -33,6 +33,7 @@ def read_xlsx(raw: BinaryIO, *, file: str) -> Iterator[Record]:
     Args:
         raw: The file.
         file: Its name; where several sheets have rows, a row's file is "book.xlsx/Sheet".
+        position: Told how far it was read, by the sizes that the file states of its sheets.
 
     Raises:
         DatasetError: If it is broken, locked or too large, has no rows, a column name twice, a
@@ -42,13 +43,17 @@ def read_xlsx(raw: BinaryIO, *, file: str) -> Iterator[Record]:
     with ExitStack() as until:
         with _quietly(file):
             book = until.enter_context(closing(_book(raw, values=True)))
-            titles = [sheet.title for sheet in book.worksheets]
-        filled = [title for title in titles if _has_rows(book, title, file)]
+            rows = {sheet.title: sheet.max_row or 0 for sheet in book.worksheets}
+        filled = [title for title in rows if _has_rows(book, title, file)]
         if not filled:
             raise DatasetError("data.header_only", file=file)
+        position.begin(sum(rows[title] for title in filled))
         for title in filled:
             name = f"{file}/{title}" if len(filled) > 1 else file
-            yield from _records(book, _Formulas(raw, title, name), title, name)
+            before = position.done
+            for record in _records(book, _Formulas(raw, title, name), title, name):
+                position.done = before + record.number
+                yield record
 
 
 class _Formulas:

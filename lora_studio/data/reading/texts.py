@@ -6,10 +6,11 @@ import codecs
 import io
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_studio.data.reading import encodings
 from lora_studio.data.reading.encodings import HEAD_BYTES, MOST_NUL
+from lora_studio.data.reading.rows import Position
 from lora_studio.data.reading.streams import Opener
 from lora_studio.errors import DatasetError
 
@@ -35,6 +36,8 @@ class Text:
     """Whether NUL characters stand in it."""
     size: int
     """Bytes, unpacked."""
+    position: Position = field(default_factory=Position, repr=False, compare=False)
+    """How far it was read; that of its last reading, if there are several."""
 
     def blocks(self) -> Iterator[str]:
         r"""Yield the text in pieces, with `\n` as its only line end, without a byte order mark.
@@ -47,9 +50,13 @@ class Text:
             codecs.getincrementaldecoder(self.encoding)(), translate=True
         )
         is_first = True
+        read = 0
+        self.position.begin(self.size)
         with closing(self.opener()) as raw:
             while True:
+                self.position.done = read  # another block is asked for: the one before is used up
                 block = raw.read(BLOCK_BYTES)
+                read += len(block)
                 try:
                     text = decoder.decode(block, final=not block)
                 except UnicodeError as error:
