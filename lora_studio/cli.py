@@ -24,12 +24,18 @@ from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import DatasetError, RecipeError, RunError, StudioError
 from lora_studio.models.description import ModelInfo
 from lora_studio.recipe import Recipe
+from lora_studio.recipes.command import in_one_line
+from lora_studio.recipes.diff import changes
+from lora_studio.recipes.library import Library
+from lora_studio.recipes.upgrade import read_recipe
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import SCRIPT, Machine, Studio
 from lora_studio.wording import say
 
 LOOK_EVERY_S = 0.3
+PREPARING = "{desc}: {percentage:3.0f}%|{bar}|"
+"""Before the first step: what is counted is bytes, or rows of which all is an estimate."""
 DONE, FAILED, UNUSABLE = 0, 1, 2
 USAGE = ("settings.not_whole", "chat.bad_sampling")
 
@@ -77,10 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model-folder", type=Path, action="append", metavar="DIR")
     train = command("train", _train)
     preview = command("preview", _preview)
-    for added in (train, preview):
-        added.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    script = command("script", _script)
+    script.add_argument("--out", type=Path, metavar="FOLDER")
+    guess = command("estimate", _estimate)
+    for added in (train, preview, script, guess):
+        # Without a file, the default recipe and what --set says.
+        added.add_argument("recipe", type=Path, metavar="RECIPE.yaml", nargs="?")
         added.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     command("runs", _runs)
+    command("recipes", _recipes).add_argument("name", nargs="?", metavar="NAME")
+    diff = command("diff", _diff)
+    for side in ("left", "right"):
+        diff.add_argument(side, metavar="RECIPE|NAME|RUN")
     show = command("show", _show)
     stop = command("stop", _stop)
     ask = command("ask", _ask)
@@ -91,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--greedy", action="store_true")
     inspect = command("inspect", _inspect)
     inspect.add_argument("model", metavar="MODEL")
-    for added in (show, ask, inspect, preview):
+    for added in (show, ask, inspect, preview, guess):
         added.add_argument("--json", action="store_true")
     return parser
 
@@ -153,9 +167,10 @@ def _draw(bar: tqdm[Any], history: History) -> None:
     if not history.total_steps:
         stage = history.stage
         bar.total, bar.n = stage.get("total") or None, stage.get("done", 0)
+        bar.bar_format = PREPARING if bar.total else "{desc}"
         bar.set_description_str(say(f"page.stage_{stage.get('stage', 'start')}"))
         return
-    bar.total, bar.n = history.total_steps, history.step
+    bar.total, bar.n, bar.bar_format = history.total_steps, history.step, None
     bar.set_description_str(history.status)
     if history.steps and history.steps[-1]["loss"] is not None:
         last = history.steps[-1]
@@ -240,11 +255,110 @@ def _preview(options: argparse.Namespace, settings: Settings) -> int:
     return DONE
 
 
+def _script(options: argparse.Namespace, settings: Settings) -> int:
+    """Print a recipe as a script, or write it into a folder with the rows it trains on."""
+    studio, recipe = _studio(settings), _recipe(options)
+    if options.out is None:
+        print(studio.script(recipe), end="")
+        return DONE
+    found = _result(studio.export(recipe, options.out))
+    print(say("cli.script_written", folder=str(options.out), **found), file=sys.stderr)
+    print(options.out / SCRIPT)
+    return DONE
+
+
+def _recipes(options: argparse.Namespace, settings: Settings) -> int:
+    """List the saved recipes, or print one as a recipe file."""
+    library = Library.of(settings)
+    if options.name is not None:
+        print(library.load(options.name).to_yaml(), end="")
+        return DONE
+    found = library.listed()
+    if not found:
+        print(say("cli.no_recipes"), file=sys.stderr)
+    for saved in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.saved_at))
+        print(f"{saved.name}\t{when}")
+        if saved.problem is not None:
+            print(saved.problem, file=sys.stderr)
+    return DONE
+
+
+def _diff(options: argparse.Namespace, settings: Settings) -> int:
+    studio = _studio(settings)
+    left, right = (_found(studio, name) for name in (options.left, options.right))
+    for change in changes(left, right):
+        print(f"{change.name}: {in_one_line(change.left)} → {in_one_line(change.right)}")
+    return DONE
+
+
+def _found(studio: Studio, name: str) -> Recipe:
+    """Return the recipe that a file, a saved name or a run's id stands for."""
+    if Path(name).is_file():
+        return _read(Path(name))
+    if any(saved.name == name for saved in studio.recipes.listed()):
+        return studio.recipes.load(name)
+    try:
+        return studio.history(name).folder.read_recipe()
+    except RunError as error:
+        raise RecipeError.of([StudioError("recipes.unknown_anywhere", name=name)]) from error
+
+
+def _estimate(options: argparse.Namespace, settings: Settings) -> int:
+    """Say what a recipe would take, without training it."""
+    studio, recipe = _studio(settings), _recipe(options)
+    _result(studio.inspect(recipe.model.source))
+    problems = studio.outlook(recipe).problems
+    if problems:
+        raise RecipeError.of(problems)
+    report = _result(studio.preview(recipe))
+    _result(studio.calibrate(recipe))
+    outlook = studio.outlook(recipe, report)
+    found = outlook.estimate
+    if found is None:
+        raise RecipeError.of(outlook.problems)
+    if options.json:
+        _print_json(found.to_dict())
+        return DONE
+    memory, place = found.memory, found.place
+    for name, value in (
+        ("trainable_parameters", f"{found.parameters.trainable:,}"),
+        ("total_parameters", f"{found.parameters.total:,}"),
+        ("adapter", _megabytes(found.parameters.adapter_bytes)),
+        ("peak_memory", _megabytes(memory.total)),
+        *((f"  {part}", _megabytes(size)) for part, size in memory.parts.items()),
+        ("free_memory", _megabytes(place.free)),
+        ("optimizer_steps", found.steps),
+        ("seconds", round(found.seconds or 0)),
+    ):
+        print(f"{name}: {value}")
+    print(say(f"prediction.{found.verdict}"))
+    for fix in outlook.fixes:
+        settings_ = " ".join(f"--set {change}" for change in fix.changes)
+        print(say("prediction.fix_setting", settings=settings_, saved=_megabytes(fix.saved)))
+    return DONE
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
 def _recipe(options: argparse.Namespace) -> Recipe:
     """Read the recipe file; what it names is looked for beside it."""
-    file: Path = options.recipe
+    file: Path = options.recipe or Path("recipe.yaml")
+    recipe = _read(file) if options.recipe else Recipe()
+    changed = recipe.changed(options.set)
+    beside = file.resolve().parent
+    model = changed.model.source.strip()
+    if model != STARTER and (beside / model).is_dir():
+        changed = replace(changed, model=replace(changed.model, source=str(beside / model)))
+    return changed.with_files(str(beside / Path(name).expanduser()) for name in changed.data.files)
+
+
+def _read(file: Path) -> Recipe:
+    """Read a recipe file, of this version or an earlier one."""
     try:
-        recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"))
+        return read_recipe(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError.of([StudioError("cli.recipe_missing", file=str(file))]) from error
     except UnicodeDecodeError as error:
@@ -253,12 +367,6 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         reason = error.strerror or type(error).__name__
         problem = StudioError("cli.recipe_unreadable", file=str(file), reason=reason)
         raise RecipeError.of([problem]) from error
-    changed = recipe.changed(options.set)
-    beside = file.resolve().parent
-    model = changed.model.source.strip()
-    if model != STARTER and (beside / model).is_dir():
-        changed = replace(changed, model=replace(changed.model, source=str(beside / model)))
-    return changed.with_files(str(beside / Path(name).expanduser()) for name in changed.data.files)
 
 
 def _result(events: Iterable[dict[str, Any]]) -> Any:

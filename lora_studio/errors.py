@@ -18,7 +18,7 @@ class StudioError(Exception):
 
     Args:
         key: The sentence's key in the string table, as in `data.empty_file`.
-        values: What fills the sentence's braces; plain strings and numbers.
+        values: What fills the sentence's braces; plain strings, numbers and lists of them.
     """
 
     def __init__(self, key: str, **values: Any) -> None:

@@ -110,6 +110,11 @@ def probe() -> Hardware:
     return machine
 
 
+def free_memory() -> int:
+    """Return the RAM in bytes that can be taken now without swapping; asks no GPU."""
+    return _memory()[1]
+
+
 def device_reason(hardware: Hardware) -> dict[str, Any]:
     """Return the sentence for why models run where they do, as `{"key", "values"}`."""
     values = {"name": hardware.device_name, "cores": hardware.cores}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import collections.abc
+import re
 import reprlib
 import types
 import typing
@@ -33,6 +34,7 @@ ChatTemplateName = Literal[
     "plain", "chatml", "llama3", "gemma", "mistral", "phi", "zephyr", "alpaca", "vicuna"
 ]
 BiasName = Literal["none", "all", "lora_only"]
+InitName = Literal["default", "gaussian", "eva", "loftq", "pissa"]
 SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
@@ -86,6 +88,9 @@ class ChecksSpec:
     """Rows in another language than most."""
     same_answers: Literal["keep", "stop"] = "keep"
     """One answer that stands in most rows."""
+    answer_marks: Literal["keep", "skip", "stop"] = "keep"
+    """Conversations in which the chat template's own `generation` marks do not fit the answers;
+    kept, their answers are found without the marks."""
     lost_ends: Literal["keep", "fix", "skip", "stop"] = "keep"
     """Answers cut at `max_length`, so that their end is not learned; fixing cuts the start."""
     leaks: Literal["fix", "keep", "stop"] = "fix"
@@ -151,9 +156,23 @@ class AdapterSpec:
     bias: BiasName = "none"
     """Which bias vectors are trained beside the adapter."""
     target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """Last names of the modules that get an adapter, or `all-linear` (arXiv 2305.14314, § 4)."""
+    """Last names of the modules that get an adapter, `all-linear` (arXiv 2305.14314, § 4), or a
+    regular expression over their whole paths."""
+    layers_to_transform: tuple[int, ...] = ()
+    """Transformer blocks that get an adapter, counted from 0; empty takes all."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Another `r` for some modules: last name or regular expression → rank."""
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Another `lora_alpha` for some modules: last name or regular expression → alpha."""
+    modules_to_save: tuple[str, ...] = ()
+    """Last names of modules trained and saved whole beside the adapter, as `embed_tokens`."""
     use_rslora: bool = False
     """Scale by lora_alpha / √r instead of lora_alpha / r (arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each weight column apart from its direction (arXiv 2402.09353)."""
+    init_lora_weights: InitName = "default"
+    """How A and B begin: `default` (A random, B zero), `gaussian`, `eva` (arXiv 2410.07170),
+    `loftq` (arXiv 2310.08659), `pissa` (arXiv 2404.02948)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +193,11 @@ class TrainingSpec:
     """Share of the steps over which the learning rate rises from 0, 0 to 1; rounded up."""
     lr_scheduler_type: SchedulerName = "cosine"
     """How the learning rate falls after the warm-up."""
+    activation_checkpointing: bool | None = None
+    """Compute activations again instead of keeping them: less memory, 1.4 times the time; None
+    does so where the run would not fit otherwise."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: B learns so many times faster than A (arXiv 2402.12354); None is plain LoRA."""
     eval_steps: int | None = None
     """Measure the held-out loss every so many steps; None is ten times in a run."""
 
@@ -218,15 +242,7 @@ class Recipe:
         Raises:
             RecipeError: If it is not YAML, or as `from_dict`.
         """
-        try:
-            tree = yaml.safe_load(text)
-        except NOT_YAML as error:
-            mark = getattr(error, "problem_mark", None)
-            line = mark.line + 1 if mark else 1
-            raise RecipeError.of([StudioError("recipe.not_yaml", line=line)]) from error
-        if not isinstance(tree, dict):
-            raise RecipeError.of([StudioError("recipe.not_yaml", line=1)])
-        return cls.from_dict(tree)
+        return cls.from_dict(read_tree(text))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain lists, dicts and numbers."""
@@ -254,6 +270,30 @@ class Recipe:
             raise RecipeError.of(problems)
         return type(self).from_dict(tree)
 
+    def problems_of_adapter(self) -> Iterable[StudioError]:
+        """Yield what does not fit within the adapter section, whatever the model is."""
+        adapter = self.adapter
+        if not adapter.target_modules:
+            yield StudioError("recipe.no_target_modules")
+        patterns = [*adapter.rank_pattern, *adapter.alpha_pattern]
+        if isinstance(adapter.target_modules, str):
+            patterns.append(adapter.target_modules)
+        for pattern in patterns:
+            if not _is_regex(pattern):
+                yield StudioError("recipe.not_a_pattern", pattern=BRIEF.repr(pattern))
+            elif not _is_quick(pattern):
+                yield StudioError("recipe.pattern_too_open", pattern=BRIEF.repr(pattern))
+        for name, path in (("rank_pattern", "adapter.r"), ("alpha_pattern", "adapter.lora_alpha")):
+            low, high = BOUNDS[path]
+            for module, value in getattr(adapter, name).items():
+                if not low <= value <= high:
+                    where = f"adapter.{name}.{module}"
+                    yield StudioError(
+                        "recipe.out_of_range", name=where, value=value, low=low, high=high
+                    )
+        if min(adapter.layers_to_transform, default=0) < 0:
+            yield StudioError("recipe.negative_layer", layer=min(adapter.layers_to_transform))
+
     def problems_of_data(self) -> Iterable[StudioError]:
         """Yield what does not fit within the data section."""
         data = self.data
@@ -276,11 +316,7 @@ class Recipe:
             yield StudioError("recipe.version", version=self.version, known=VERSION)
         if not self.model.source.strip():
             yield StudioError("recipe.no_model")
-        if self.adapter.target_modules in ((), "") or (
-            isinstance(self.adapter.target_modules, str)
-            and self.adapter.target_modules != ALL_LINEAR
-        ):
-            yield StudioError("recipe.no_target_modules")
+        yield from self.problems_of_adapter()
         yield from self.problems_of_data()
         for path, (low, high) in BOUNDS.items():
             value = self.value(path)
@@ -311,6 +347,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "training.per_device_train_batch_size": (1, 1024),
     "training.gradient_accumulation_steps": (1, 1024),
     "training.warmup_ratio": (0, 1),
+    "training.loraplus_lr_ratio": (1, 64),
     "training.eval_steps": (1, 1_000_000),
     "seed": (0, 2**32 - 1),
 }
@@ -321,6 +358,40 @@ NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 # Shows a wrong value, but never megabytes of it: aliases let a short file stand for a huge tree.
 BRIEF = reprlib.Repr()
 BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 2, 80, 80
+
+
+def read_tree(text: str) -> dict[str, Any]:
+    """Return the names and values of a recipe file's text, unchecked.
+
+    Raises:
+        RecipeError: If it is not YAML.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except NOT_YAML as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise RecipeError.of([StudioError("recipe.not_yaml", line=line)]) from error
+    if not isinstance(tree, dict):
+        raise RecipeError.of([StudioError("recipe.not_yaml", line=1)])
+    return tree
+
+
+def _is_regex(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _is_quick(pattern: str) -> bool:
+    """Say whether a search cannot take for ever: a recipe may come from somebody else.
+
+    Repeated groups take exponential time, each repeat multiplies it by the length of a path.
+    """
+    plain = re.sub(r"\\.", "x", pattern)
+    return len(re.findall(r"[*+{]", plain)) <= 3 and not re.search(r"\)[*+{]", plain)
 
 
 def _apply(setting: str, tree: dict[str, Any]) -> bool:
@@ -386,14 +457,13 @@ def _fit(value: Any, hint: Any) -> Any:
             return value
         raise TypeError
     if origin is tuple:
-        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        if isinstance(value, (list, tuple)):
+            return tuple(_fit(item, typing.get_args(hint)[0]) for item in value)
         raise TypeError
     if origin is collections.abc.Mapping:
-        if isinstance(value, Mapping) and all(
-            isinstance(item, str) for pair in value.items() for item in pair
-        ):
-            return dict(value)
+        if isinstance(value, Mapping):
+            name_type, item_type = typing.get_args(hint)
+            return {_fit(name, name_type): _fit(item, item_type) for name, item in value.items()}
         raise TypeError
     return _fit_scalar(_number_or(value) if hint in (int, float) else value, hint)
 

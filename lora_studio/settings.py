@@ -130,6 +130,11 @@ class Settings:
         return self.private / "uploads"
 
     @property
+    def recipes(self) -> Path:
+        """The folder of recipes saved under a name."""
+        return self.private / "recipes"
+
+    @property
     def cache(self) -> Path:
         """What can be made again: inspections, previews, zips."""
         return self.home / "cache"

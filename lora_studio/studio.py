@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,21 +22,33 @@ from lora_studio.adapters.archive import zip_adapter
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.child import Child, InProcess
 from lora_studio.errors import ModelError, RecipeError, RunError, StudioError
-from lora_studio.hardware import Hardware, probe, resolve_precision
-from lora_studio.models.accounting import target_modules
+from lora_studio.exports.script import write_script
+from lora_studio.hardware import (
+    Hardware,
+    free_memory,
+    probe,
+    resolve_precision,
+)
 from lora_studio.models.description import ModelInfo
+from lora_studio.outlook import Outlook, look_ahead
+from lora_studio.prediction import calibration
+from lora_studio.prediction.memory import Place
 from lora_studio.recipe import Recipe
+from lora_studio.recipes.library import Library
 from lora_studio.runs import folder as run_folder
 from lora_studio.runs import housekeeping, process
 from lora_studio.runs.accelerator import Accelerator, Job
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
+from lora_studio.training.plan import EVAL_ROWS
 from lora_studio.wording import ASSETS
 
 log = logging.getLogger(__name__)
 
 RECORDED = ASSETS / "recorded"
+SCRIPT = "train.py"
+"""What an exported recipe's script is called."""
 MOST_VISITORS = 500
 """So many visitors' studios are held in memory; what is on disk is found again."""
 LEAVING_S = 15.0
@@ -185,7 +197,7 @@ class Studio:
             token: For a gated model or dataset.
 
         Yields:
-            As `preview`; the result is that of `lora_studio.data.preparation.Prepared.page`.
+            As `preview`; the result is that of `lora_studio.data.prepared.Prepared.page`.
 
         Raises:
             StudioError: As `preview`.
@@ -195,6 +207,19 @@ class Studio:
         asked = {"recipe": recipe, "part": part, "page": page, "search": search}
         yield from self._bench.stream("rows", **asked, token=token)
 
+    def nf4(self, source: str, *, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Show what 4-bit NF4 does to one weight of a model, fetching the model where needed.
+
+        Yields:
+            As `preview`; the result is the plain values of
+            `lora_studio.models.weights_histogram.WeightsHistogram`.
+
+        Raises:
+            ModelError: If it cannot be found, fetched or read, or is already quantised.
+        """
+        self._check_source(source)
+        yield from self._bench.stream("nf4", source=source, token=token)
+
     def precision(self, recipe: Recipe) -> str:
         """Return the number format a recipe would use here.
 
@@ -202,6 +227,102 @@ class Studio:
             ModelError: If this machine cannot use the one that is asked for.
         """
         return resolve_precision(recipe.precision, self.hardware)
+
+    # Recipes
+
+    @property
+    def recipes(self) -> Library:
+        """The recipes that this person saved."""
+        return Library.of(self.settings)
+
+    def script(self, recipe: Recipe, language: str = "en") -> str:
+        """Return a recipe as a Python script that runs without this program.
+
+        Raises:
+            RecipeError: If it starts in a way that no script is written for, or the model does
+                not have what it names.
+            ModelError: If this machine cannot use its number format.
+        """
+        info = self.known_model(recipe.model.source)
+        precision = self.precision(recipe)
+        return write_script(recipe, precision=precision, info=info, language=language)
+
+    def export(
+        self, recipe: Recipe, folder: Path, language: str = "en", *, token: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Write a recipe's script into a folder, with the rows it trains on and the recipe.
+
+        Yields:
+            As `preview`; the result is that of `lora_studio.exports.rows.write_rows`.
+
+        Raises:
+            StudioError: As `script` and `preview`, or if the folder does not take it.
+        """
+        self._check_source(recipe.model.source)
+        _refuse(_file_problems(recipe))
+        if self.known_model(recipe.model.source) is None:
+            for event in self.inspect(recipe.model.source, token=token):
+                if "result" not in event:
+                    yield event
+        text = self.script(recipe, language)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SCRIPT).write_text(text, encoding="utf-8")
+            (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            most = EVAL_ROWS[self.hardware.device]
+            yield from self._bench.stream(
+                "write_rows", recipe=recipe, folder=folder, most_held_out=most, token=token
+            )
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise RunError("exports.not_written", folder=str(folder), reason=reason) from error
+
+    # Before a run
+
+    def outlook(self, recipe: Recipe, report: Mapping[str, Any] | None = None) -> Outlook:
+        """Say what can be said of a run before it starts, in a few milliseconds.
+
+        Time is known once `calibrate` has been called on this machine, steps once the data is.
+
+        Args:
+            recipe: What is trained.
+            report: The result of `preview`, where there is one.
+        """
+        # The RAM that is free changes by the minute; asking a GPU takes longer than a slider waits.
+        free = free_memory() if self.hardware.device == "cpu" else None
+        width = self._width(recipe)
+        return look_ahead(
+            recipe,
+            self.known_model(recipe.model.source),
+            self.hardware,
+            report,
+            free=free,
+            rate=calibration.known(self.settings.cache, self.hardware, width) if width else None,
+        )
+
+    def calibrate(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
+        """Measure this device for a second, unless it was measured before.
+
+        Yields:
+            As `inspect`; the result is FLOP a second.
+        """
+        width = Place.of(self.hardware, self.precision(recipe)).width
+        rate = calibration.known(self.settings.cache, self.hardware, width)
+        if rate is not None:
+            yield {"result": rate}
+            return
+        asked = {"device": self.hardware.device, "width": width}
+        for event in self._bench.stream("calibrate", **asked):
+            if "result" in event:
+                calibration.keep(self.settings.cache, self.hardware, width, event["result"])
+            yield event
+
+    def _width(self, recipe: Recipe) -> int | None:
+        """Return the bytes of a number that is computed with, None for what cannot be used here."""
+        try:
+            return Place.of(self.hardware, self.precision(recipe)).width
+        except ModelError:
+            return None
 
     # Runs
 
@@ -217,7 +338,7 @@ class Studio:
             RunError: If another job has the accelerator, naming it, or the disk is full.
         """
         self._check_source(recipe.model.source)
-        _refuse(self._problems(recipe))
+        _refuse([*_file_problems(recipe), *self.outlook(recipe).problems])
         with self._accelerator.guard():
             self._let_leave()
             self._refuse_while_another_visitor()
@@ -400,21 +521,6 @@ class Studio:
             if error.errno == errno.ENOSPC:
                 raise RunError("run.disk_full", home=str(self.settings.home)) from error
             raise
-
-    def _problems(self, recipe: Recipe) -> list[StudioError]:
-        """Return everything that can be seen to be wrong before the model is fetched."""
-        problems = _file_problems(recipe)
-        try:
-            self.precision(recipe)
-        except ModelError as error:
-            problems.append(error)
-        info = self.known_model(recipe.model.source)
-        if info is not None:
-            try:
-                target_modules(info, recipe.adapter)
-            except RecipeError as error:
-                problems += error.problems
-        return problems
 
     def _worker_environment(self, token: str | None) -> dict[str, str]:
         """Return what the worker must know beside this process's environment.

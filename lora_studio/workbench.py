@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_studio.data.preparation import Prepared, prepare
+from lora_studio.data.preparation import prepare
+from lora_studio.data.prepared import Prepared
+from lora_studio.exports.rows import write_rows
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_tokenizer
 from lora_studio.models.sources import resolve
+from lora_studio.prediction.calibration import measure
 from lora_studio.recipe import Recipe
 from lora_studio.settings import Settings
 
@@ -33,6 +36,7 @@ class Workbench:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tokenizers: dict[Path, Any] = {}
+        self._histograms: dict[Path, dict[str, Any]] = {}
         self._last: tuple[Any, Prepared | None] = (None, None)
 
     def fetch(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
@@ -63,6 +67,39 @@ class Workbench:
         return _with_progress(
             lambda progress: self._last_prepared(recipe, token, progress).page(part, page, search)
         )
+
+    def write_rows(
+        self, recipe: Recipe, folder: Path, most_held_out: int, token: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Write a recipe's rows as text; the result is that of `exports.rows.write_rows`."""
+
+        def write(progress: Progress) -> dict[str, int]:
+            prepared = self._last_prepared(recipe, token, progress)
+            return write_rows(prepared, folder, most_held_out=most_held_out)
+
+        return _with_progress(write)
+
+    def nf4(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Round one weight of a model to NF4; the result is `WeightsHistogram.to_dict()`."""
+        return _with_progress(lambda progress: self._nf4(source, token, progress))
+
+    def _nf4(self, source: str, token: str | None, progress: Progress) -> dict[str, Any]:
+        folder = resolve(source, self._settings, token=token, on_progress=progress)
+        if folder not in self._histograms:
+            from lora_studio.models.weights_histogram import nf4_histogram
+
+            progress("weights", 0, 0)
+            self._histograms = {folder: nf4_histogram(folder).to_dict()}
+        return self._histograms[folder]
+
+    def calibrate(self, device: str, width: int) -> Iterator[dict[str, Any]]:
+        """Measure this device for a second; the result is FLOP a second of a matrix product."""
+
+        def work(progress: Progress) -> float:
+            progress("calibrate", 0, 0)
+            return measure(device, width)
+
+        return _with_progress(work)
 
     def _inspect(self, source: str, token: str | None, progress: Progress) -> ModelInfo:
         folder = resolve(source, self._settings, token=token, on_progress=progress, weights=False)

@@ -286,6 +286,48 @@ def test_bad_data_is_a_sentence_that_names_the_file(cli: Call, recipe: Path, nam
     assert "Traceback" not in said.err
 
 
+def test_estimate_prints_exactly_what_is_promised(
+    cli: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.prediction.calibration.MEASURE_S", 0.05)
+    said = cli("estimate", recipe, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert list(found) == [
+        "trainable_parameters", "total_parameters", "adapter_bytes", "peak_memory_bytes",
+        "parts", "seconds", "optimizer_steps", "fits",
+    ]  # fmt: skip
+    assert list(found["parts"]) == [
+        "weights", "adapters", "gradients", "optimizer", "activations", "logits", "overhead",
+    ]  # fmt: skip
+    assert found["peak_memory_bytes"] == sum(found["parts"].values())
+    assert found["optimizer_steps"] == 3
+    assert found["seconds"] >= 0
+    assert found["fits"] is True
+    wider = json.loads(cli("estimate", recipe, "--json", "--set", "adapter.r=8").out)
+    assert wider["trainable_parameters"] == 2 * found["trainable_parameters"]
+
+
+def test_estimate_says_in_words_what_does_not_fit_and_what_would(
+    cli: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.prediction.calibration.MEASURE_S", 0.05)
+    said = cli("estimate", recipe)
+    assert "peak_memory: " in said.out
+    assert "It fits." in said.out
+    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: 1000)
+    said = cli("estimate", recipe)
+    assert "It will not fit." in said.out
+
+
+@pytest.mark.parametrize("what", ["target", "file"])
+def test_estimate_refuses_a_bad_recipe_with_two(cli: Call, recipe: Path, what: str) -> None:
+    change = {"target": "adapter.target_modules=[nose_proj]", "file": "data.files=[a.txt, b.txt]"}
+    said = cli("estimate", recipe, "--json", "--set", change[what])
+    assert (said.code, said.out) == (2, "")
+    assert ("nose_proj" if what == "target" else "b.txt") in said.err
+
+
 # What is wrong
 
 
@@ -316,7 +358,7 @@ def test_a_recipe_that_cannot_work_here_is_refused_before_a_run_is_made(
     assert len(listed(home / "runs")) == before
 
 
-@pytest.mark.parametrize("command", ["train", "preview"])
+@pytest.mark.parametrize("command", ["train", "preview", "estimate"])
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -404,7 +446,9 @@ def test_no_runs_is_said_in_words(
     assert "No runs yet" in said.err
 
 
-@pytest.mark.parametrize("word", ["serve", "train", "runs", "show", "stop", "ask", "inspect"])
+@pytest.mark.parametrize(
+    "word", ["serve", "train", "runs", "show", "stop", "ask", "inspect", "estimate"]
+)
 def test_help_names_every_command(cli: Call, word: str) -> None:
     said = cli("--help")
     assert said.code == 0

@@ -32,9 +32,61 @@ def test_a_llama_has_seven_groups_and_no_head(tiny_llama):
     assert (info.source, info.architecture, info.layers) == ("starter", "LlamaForCausalLM", 2)
     assert (info.context_length, info.hidden_size, info.vocab_size) == (512, 32, 400)
     assert info.chat_template
+    assert info.modules[0].path == "model.layers.{}.self_attn.q_proj"
+    assert info.modules[0].indices == ("0-1",)
+    assert [(m.name, m.path, m.role, m.rows, m.columns) for m in info.whole_modules] == [
+        ("embed_tokens", "model.embed_tokens", "input", 400, 32),
+        ("lm_head", "lm_head", "output", 400, 32),
+    ]
 
 
-def test_gpt2_has_two_groups_named_c_proj_and_only_one_target_of_that_name(tiny_gpt2):
+def test_blocks_that_differ_are_groups_of_their_own() -> None:
+    from torch import nn
+
+    from lora_studio.models.inspection import module_groups
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            blocks = [nn.Module() for _ in range(4)]
+            for number, block in enumerate(blocks):
+                experts = [nn.Linear(2, 3) for _ in range(2 + number // 2)]
+                block.experts = nn.ModuleList(experts)
+            self.net = nn.Module()
+            self.net.blocks = nn.ModuleList(blocks)
+            self.final = nn.Linear(3, 1, bias=False)
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+    net = Net()
+    groups = module_groups(net)
+    assert [(g.indices, g.count, g.bias) for g in groups] == [
+        (("0-1", "0-1"), 4, 12),
+        (("2-3", "0-2"), 6, 18),
+        ((), 1, 0),
+    ]
+    expected = {path for path, module in net.named_modules() if isinstance(module, nn.Linear)}
+    assert {path for group in groups for path in group.paths} == expected
+
+
+def test_experts_kept_as_one_block_and_what_peft_takes_for_them_are_no_targets(tmp_path) -> None:
+    from transformers import Qwen3MoeConfig
+
+    from lora_studio.models.inspection import inspect_model
+
+    Qwen3MoeConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=24, mlp_only_layers=[0], decoder_sparse_step=1,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    info = inspect_model(tmp_path, "moe")
+
+    assert info.target_names == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert info.expert_parameters == 4 * (2 * 24 * 32 + 32 * 24)
+
+
+def test_gpt2_has_two_groups_named_c_proj_which_their_place_tells_apart(tiny_gpt2):
     from lora_studio.models.inspection import inspect_model
 
     info = inspect_model(tiny_gpt2, "gpt2")
@@ -45,7 +97,7 @@ def test_gpt2_has_two_groups_named_c_proj_and_only_one_target_of_that_name(tiny_
         ("c_fc", 2, 32, 128, "Conv1D", 256),
         ("c_proj", 2, 128, 32, "Conv1D", 64),
     ]
-    assert info.target_names == ("c_attn", "c_proj", "c_fc")
+    assert info.target_names == ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj")
     assert not info.chat_template
 
 

@@ -94,6 +94,7 @@ def tiny(tiny_app: App, visit: Visit) -> Iterator[Page]:
     """The page with the tiny model chosen; what still trains afterwards is ended."""
     page = visit(tiny_app)
     choose_tiny(page)
+    all_settings(page)
     yield page
     tiny_app.end_runs()
 
@@ -134,6 +135,12 @@ def choose_tiny(page: Page, language: str = "en") -> None:
     page.locator("#model-folder input").click()
     page.get_by_role("option", name="tiny").click()
     expect(page.locator("#model-info")).to_contain_text("LlamaForCausalLM", timeout=60_000)
+
+
+def all_settings(page: Page, language: str = "en") -> None:
+    """Open what the simple mode sets by itself."""
+    page.locator("#settings-mode").get_by_label(say("page.mode_all", language)).check()
+    expect(page.locator("#adapter-details")).to_be_visible()
 
 
 def put(page: Page, setting: str, value: object) -> None:
@@ -185,6 +192,43 @@ def test_the_sum_follows_the_settings_and_says_why_a_run_cannot_start(tiny: Page
     for box in tiny.locator("#target-modules input[type=checkbox]").all():
         box.uncheck()
     expect(tiny.locator("#said")).to_contain_text(say("recipe.no_target_modules"))
+    expect(tiny.locator("#start")).to_be_disabled()
+
+
+def test_a_goal_sets_everything_and_what_a_person_changed_can_be_put_back(
+    visit: Visit, tiny_app: App, pairs: Path
+):
+    page = visit(tiny_app)
+    choose_tiny(page)
+    expect(page.locator("#adapter-details")).to_be_hidden()
+    unfold(page, "goal-values")
+    expect(page.locator("#goal-chosen")).to_contain_text(say("page.goal_waits"))
+    add(page, pairs)
+    page.get_by_label(say("page.goal_style")).check()
+    expect(page.locator("#goal-differs")).to_have_text(say("page.differs_none"))
+    expect(page.locator("#goal-chosen li")).to_have_count(14)
+    expect(page.locator("#prediction .bar")).to_be_visible()
+    expect(page.locator("#start")).to_be_enabled()
+
+    all_settings(page)
+    wanted = value(page, "r")
+    put(page, "r", 5)
+    learns(page, 5)
+    expect(page.locator("#goal-differs")).to_contain_text(say("page.differs_one", n=1))
+    page.locator("#goal-differs button").click()
+    learns(page, int(wanted))
+    assert value(page, "r") == wanted
+
+
+def test_settings_that_clash_are_said_beside_the_start(tiny: Page, pairs: Path):
+    add(tiny, pairs)
+    unfold(tiny, "more-adapter")
+    expect(tiny.locator("#methods-not-offered")).to_contain_text("LoftQ")
+    tiny.locator("#use-dora input").check()
+    expect(tiny.locator("#methods-not-offered")).to_contain_text("PiSSA")
+    unfold(tiny, "layers-advanced")
+    put(tiny, "layers-to-transform", "7")
+    expect(tiny.locator("#said")).to_contain_text(say("model.unknown_layers", layers="7", last=1))
     expect(tiny.locator("#start")).to_be_disabled()
 
 
@@ -507,6 +551,7 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     expect(page.locator(".ls-strip")).to_contain_text(f"{len(rows)} rows")
     for style in ("m", "t", "e"):
         expect(page.locator(f".ls-tokens .{style}").first).to_be_visible()
+    all_settings(page)
     put(page, "learning-rate", 0.001)
     unfold(page, "card-prompts")
     put(page, "prompt-0", "Say yes.")

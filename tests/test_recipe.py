@@ -190,8 +190,8 @@ def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
         Recipe().changed(["adapter.rank=8"])
 
 
-@pytest.mark.parametrize("modules", [[], "", "q_proj"])
-def test_target_modules_are_a_list_or_all_linear(modules: Any) -> None:
+@pytest.mark.parametrize("modules", [[], ""])
+def test_empty_target_modules_are_refused(modules: Any) -> None:
     with pytest.raises(RecipeError, match="No target modules"):
         Recipe.from_dict({"adapter": {"target_modules": modules}})
 
@@ -229,3 +229,45 @@ def test_a_mapping_of_columns_survives_the_file() -> None:
     recipe = Recipe.from_yaml("data: {columns: {question: 질문, answer: 답}}")
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     assert recipe.data.columns == {"question": "질문", "answer": "답"}
+
+
+# The adapter section
+
+
+@pytest.mark.parametrize("targets", [".*q_proj", r".*\.(0|1)\..*(q|v)_proj", "all-linear"])
+def test_target_modules_may_be_an_expression(targets: str) -> None:
+    recipe = Recipe.from_dict({"adapter": {"target_modules": targets}})
+    assert recipe.adapter.target_modules == targets
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("adapter", "key"),
+    [
+        ({"target_modules": "(q_proj"}, "recipe.not_a_pattern"),
+        ({"target_modules": "(.*)*x"}, "recipe.pattern_too_open"),
+        ({"target_modules": ".*.*.*.*x"}, "recipe.pattern_too_open"),
+        ({"target_modules": ""}, "recipe.no_target_modules"),
+        ({"target_modules": []}, "recipe.no_target_modules"),
+        ({"rank_pattern": {"q[": 4}}, "recipe.not_a_pattern"),
+        ({"rank_pattern": {"q_proj": 0}}, "recipe.out_of_range"),
+        ({"rank_pattern": {"q_proj": 257}}, "recipe.out_of_range"),
+        ({"alpha_pattern": {"q_proj": 1025}}, "recipe.out_of_range"),
+        ({"rank_pattern": {"q_proj": "many"}}, "recipe.wrong_type"),
+        ({"layers_to_transform": [0, -1]}, "recipe.negative_layer"),
+        ({"layers_to_transform": [0, 1.5]}, "recipe.wrong_type"),
+        ({"layers_to_transform": "0-3"}, "recipe.wrong_type"),
+        ({"lora_alpha": 0}, "recipe.out_of_range"),
+    ],
+)
+def test_what_no_model_could_have_is_refused(adapter: dict[str, Any], key: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict({"adapter": adapter})
+    assert [problem.key for problem in caught.value.problems] == [key]
+    assert caught.value.say("ko")
+
+
+def test_a_slow_expression_is_refused_before_it_is_searched_with() -> None:
+    with pytest.raises(RecipeError, match="repeats too much"):
+        Recipe.from_dict({"adapter": {"rank_pattern": {"(a+)+b": 4}}})
+    Recipe.from_dict({"adapter": {"rank_pattern": {r"model\.layers\.\d+\.*": 4}}})

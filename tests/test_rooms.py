@@ -18,12 +18,18 @@ ORDER = [
     {"errors"},
     {"recipe"},
     {"settings"},
+    {"recipes"},
     {"child"},
     {"hardware"},
+    {"methods"},
     {"data"},
     {"models"},
+    {"prediction"},
+    {"recommendations"},
     {"runs"},
     {"training", "adapters", "chat"},
+    {"outlook"},
+    {"exports"},
     {"workbench"},
     {"studio"},
     {"ui"},
@@ -33,7 +39,18 @@ ORDER = [
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 # Rooms the page's process imports may not import these at the top of a module, or at all.
-LIGHT = {"wording", "errors", "recipe", "settings", "child", "hardware", "runs", "adapters"}
+LIGHT = {
+    "wording",
+    "errors",
+    "recipe",
+    "settings",
+    "recipes",
+    "child",
+    "hardware",
+    "methods",
+    "runs",
+    "adapters",
+}
 
 Import = tuple[Path, str]
 

@@ -32,13 +32,14 @@ from lora_studio.ui import (
     data_view,
     length_chart,
     numbers,
+    render,
 )
 from lora_studio.ui.data_panel import DataPanel, pasted_name
+from lora_studio.ui.draft import Draft
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice
 from lora_studio.ui.live import MOST_POINTS, news
 from lora_studio.ui.shelf import Shelf
-from lora_studio.ui.train import read_draft
 
 MODULES = ("q_proj", "v_proj")
 PATHS = [
@@ -136,15 +137,22 @@ def test_a_recipes_files_are_found_on_the_shelf_or_named_as_absent(tmp_path: Pat
     assert shelf.names([*shelf.paths([name]), "/etc/passwd"]) == ([name], ["passwd"])
 
 
-@pytest.mark.parametrize("draft", [None, {}, [], {"recipe": {"adapter": {"r": -1}}, "names": []}])
-def test_an_unusable_draft_is_a_fresh_start(draft: object) -> None:
-    assert read_draft(draft) == (Recipe(), [])
+@pytest.mark.parametrize("kept", [None, {}, [], 3, {"recipe": {"adapter": {"r": -1}}, "names": []}])
+def test_an_unusable_draft_is_a_fresh_start(kept: object) -> None:
+    assert Draft.read(kept) == Draft()
 
 
 def test_a_draft_comes_back_without_paths() -> None:
-    recipe, names = read_draft({"recipe": RECIPE.to_dict(), "names": ["ab/rows.jsonl", 3]})
-    assert names == ["ab/rows.jsonl"]
-    assert recipe == replace(RECIPE, data=replace(RECIPE.data, files=()))
+    kept = Draft(recipe=RECIPE, names=["ab/rows.jsonl"], goal="style", mode="all").to_dict()
+    read = Draft.read(kept | {"names": ["ab/rows.jsonl", 3]})
+    assert read.names == ("ab/rows.jsonl",)
+    assert read.recipe == replace(RECIPE, data=replace(RECIPE.data, files=()))
+    assert (read.goal, read.mode) == ("style", "all")
+
+
+def test_a_draft_from_before_there_were_goals_keeps_its_settings() -> None:
+    kept = {"recipe": RECIPE.to_dict(), "names": []}
+    assert Draft.read(kept).mode == "all"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +237,14 @@ FOUND = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("total", "said"), [(0, "2,000 rows so far"), (8100, "2,000 of about 8,100 rows")]
+)
+def test_an_estimate_of_rows_is_called_one(total: int, said: str) -> None:
+    event = {"stage": "tokenize", "done": 2000, "total": total}
+    assert render.stage_sentence(event, Voice(None)).endswith(f": {said}")
+
+
 def test_a_token_that_is_markup_is_shown_as_text() -> None:
     shown = row(tokens=["<img src=x>", "b"], file="<img src=y>")
     assert "<img" not in data_rows.sample(shown, Voice(None))
@@ -277,7 +293,7 @@ def test_only_parts_with_a_column_are_chosen() -> None:
 
 
 def test_the_columns_that_an_error_names_can_be_chosen() -> None:
-    error = DatasetError("data.unrecognised", file="a.csv", columns="what, why", choices="…")
+    error = DatasetError("data.unrecognised", file="a.csv", columns=["what", "why"], choices="…")
     assert data_columns.columns_of(error) == ["what", "why"]
     assert data_columns.columns_of(DatasetError("data.empty_file", file="a.csv")) == []
 
@@ -337,7 +353,7 @@ def test_a_preview_nobody_wants_any_more_ends_and_asks_again(page: None) -> None
 def test_a_failed_preview_keeps_the_columns_choosable(page: None) -> None:
     def preview(recipe: Recipe, token: object) -> Iterator[object]:
         yield from ()
-        raise DatasetError("data.unrecognised", file="a.csv", columns="what, why", choices="…")
+        raise DatasetError("data.unrecognised", file="a.csv", columns=["what", "why"], choices="…")
 
     panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
     request = SimpleNamespace(session_hash="tab", cookies={}, headers={})

@@ -151,6 +151,7 @@ def _read_config(folder: Path) -> LoraConfig:
         raise AdapterError("chat.adapter_rewrites_base", folder=str(folder), init=init)
     config.bias = "none"
     config.modules_to_save = None
+    config.ensure_weight_tying = False
     config.init_lora_weights = True
     config.inference_mode = True
     return config

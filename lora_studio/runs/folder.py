@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lora_studio.errors import RunError
 from lora_studio.recipe import Recipe
+from lora_studio.recipes.upgrade import read_recipe
 
 WEIGHTS = "adapter_model.safetensors"
 LAST_WRITTEN = "trainer_state.json"
@@ -81,7 +82,7 @@ class RunFolder:
 
     def read_recipe(self) -> Recipe:
         """Read the run's recipe."""
-        return Recipe.from_yaml(self.recipe.read_text(encoding="utf-8"))
+        return read_recipe(self.recipe.read_text(encoding="utf-8"))
 
     def stop_wish(self) -> str | None:
         """Return `keep` or `discard` if somebody asked the run to stop, else None."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from lora_studio.hardware import Hardware
+from lora_studio.models.description import ModelInfo
+from lora_studio.prediction.memory import Place, predict
+from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 
 EVALS_PER_RUN = 5
@@ -45,12 +47,18 @@ def total_steps(recipe: Recipe, train_rows: int) -> int:
     return math.ceil(training.num_train_epochs * per_epoch)
 
 
+def evaluates_every(recipe: Recipe, steps: int) -> int:
+    """Return after how many steps each the held-out loss is measured."""
+    return recipe.training.eval_steps or max(math.ceil(steps / EVALS_PER_RUN), 1)
+
+
 def make_plan(
     recipe: Recipe,
     hardware: Hardware,
     *,
     precision: str,
-    config: Any,
+    info: ModelInfo,
+    work: Workload,
     train_rows: int,
     eval_rows: int,
 ) -> Plan:
@@ -60,19 +68,21 @@ def make_plan(
         recipe: What was asked for.
         hardware: The machine.
         precision: The concrete number format, never `auto`.
-        config: The model's transformers configuration.
+        info: The base model.
+        work: The tokens of its data.
         train_rows: Rows to learn from.
         eval_rows: Rows held out.
     """
     steps = total_steps(recipe, train_rows)
+    place = Place.of(hardware, precision)
     return Plan(
         device=hardware.device,
         precision=precision,
         autocast=_autocast(precision, hardware),
         total_steps=steps,
-        eval_steps=recipe.training.eval_steps or max(math.ceil(steps / EVALS_PER_RUN), 1),
+        eval_steps=evaluates_every(recipe, steps),
         eval_rows=min(eval_rows, EVAL_ROWS[hardware.device]),
-        checkpointing=_needs_checkpointing(recipe, hardware, config),
+        checkpointing=predict(info, recipe, place, work).checkpointing,
     )
 
 
@@ -82,20 +92,3 @@ def _autocast(precision: str, hardware: Hardware) -> str | None:
     if precision in ("nf4", "int8") and hardware.device == "cuda":
         return "bf16" if hardware.has_bf16 else "fp16"
     return None
-
-
-def _needs_checkpointing(recipe: Recipe, hardware: Hardware, config: Any) -> bool:
-    """Return whether activations kept in full would take over half of the device's free memory.
-
-    Per layer about tokens·2·(9H + 4M + 4K) bytes in 16 bit (H hidden size, M intermediate
-    size, K key/value size), twice that in 32 bit.
-    """
-    text = config.get_text_config()
-    hidden = text.hidden_size
-    wide = getattr(text, "intermediate_size", None) or 4 * hidden
-    heads = text.num_attention_heads
-    narrow = hidden // heads * (getattr(text, "num_key_value_heads", None) or heads)
-    tokens = recipe.training.per_device_train_batch_size * recipe.data.max_length
-    bytes_each = 2 if hardware.device == "cuda" else 4
-    layer = tokens * bytes_each * (9 * hidden + 4 * wide + 4 * narrow)
-    return bool(layer * text.num_hidden_layers > hardware.device_free_bytes / 2)

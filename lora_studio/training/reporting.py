@@ -152,7 +152,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if not self._questions:
             return
         rendered = list(self._questions.values())
-        with self.pause("sample"):
+        # In 16 bit, trained bias vectors and layers are float32 beside the base's.
+        with self.pause("sample"), self._trainer.accelerator.autocast():
             answers = answer(
                 self._trainer.model, self._trainer.processing_class, rendered, self._should_stop
             )

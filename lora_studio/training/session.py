@@ -11,25 +11,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lora_studio.data.preparation import Prepared, prepare
+from lora_studio.data.preparation import prepare
+from lora_studio.data.prepared import Prepared
 from lora_studio.data.templates import adds_beginning
 from lora_studio.errors import RecipeError, StudioError
-from lora_studio.hardware import precision_reason, probe, resolve_precision
-from lora_studio.models.accounting import fan_in_fan_out, target_modules
+from lora_studio.hardware import precision_reason, precisions, probe, resolve_precision
+from lora_studio.methods import problems, rank_problems
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_model, load_tokenizer
 from lora_studio.models.sources import hub_name, resolve
+from lora_studio.models.targets import selected, target_modules
+from lora_studio.prediction.fixes import fixes_after_failure
+from lora_studio.prediction.memory import Place
+from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
+from lora_studio.training.adapting import (
+    LONG_STARTS,
+    Start,
+    adapt,
+    cast_trained,
+    initialise,
+    lora_config,
+)
 from lora_studio.training.plan import Plan, make_plan
+from lora_studio.training.rehearsal import Rehearsal
 from lora_studio.training.reporting import SAMPLE_TOKENS, Reporter, Stopped
 from lora_studio.training.saving import model_card, save_adapter
 from lora_studio.training.trainer import Trainer, sft_config
@@ -55,6 +68,7 @@ class Session:
         self._base = hub_name(recipe.model.source)
         self._trainer: Any = None
         self._tokenizer: Any = None
+        self._initial: Path | None = None
 
     def build(self, folder: RunFolder, events: EventWriter) -> Reporter:
         """Fetch the model, encode the data, load the weights and set up the trainer.
@@ -78,7 +92,7 @@ class Session:
             on_progress=self._stage,
         )
         info = inspect_model(model_folder, recipe.model.source)
-        targets = target_modules(info, recipe.adapter)
+        targets = self._targets(info, precision, hardware.device)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
         prepared = self._prepare(tokenizer, info, folder)
         self._stage("load", 0, 0)
@@ -87,14 +101,33 @@ class Session:
             recipe,
             hardware,
             precision=precision,
-            config=model.config,
+            info=info,
+            work=Workload.of(recipe, prepared.report.to_dict()),
             train_rows=len(prepared.train),
             eval_rows=len(prepared.evaluation),
         )
-        adapted = self._adapt(model, targets, in_out=fan_in_fan_out(info, targets))
+        start = Start(
+            info=info,
+            model_folder=model_folder,
+            rows=prepared.train,
+            initial=folder.checkpoints / "initial",
+            stage=self._stage,
+        )
+        adapted = self._adapt(model, start)
         reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
         self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
         reporter.attach(self._trainer, self._questions(prepared, info))
+        Rehearsal.put_first(
+            self._trainer,
+            events,
+            lambda: fixes_after_failure(
+                info,
+                recipe,
+                Place.of(hardware, precision),
+                prepared.report.to_dict(),
+                precisions=[found.name for found in precisions(hardware) if found.available],
+            ),
+        )
         trainable, total = adapted.get_nb_trainable_parameters()
         events.write(
             "started",
@@ -124,7 +157,9 @@ class Session:
     def save(self, folder: RunFolder) -> Path:
         """Write the adapter folder and return it."""
         card = model_card(self._recipe, History(folder).update(), base=self._base)
-        return save_adapter(folder, self._trainer.model, self._tokenizer, card=card)
+        return save_adapter(
+            folder, self._trainer.model, self._tokenizer, card=card, initial=self._initial
+        )
 
     def _prepare(self, tokenizer: Any, info: ModelInfo, folder: RunFolder) -> Prepared:
         """Read and encode the data; keep it and where it came from in the run folder."""
@@ -147,23 +182,30 @@ class Session:
         )
         return prepared
 
-    def _adapt(self, model: Any, targets: list[str], *, in_out: bool) -> PeftModel:
-        """Put the adapter on the model; its weights are float32 whatever the base's are."""
-        spec = self._recipe.adapter
-        torch.manual_seed(self._recipe.seed)
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=spec.r,
-            lora_alpha=spec.lora_alpha,
-            lora_dropout=spec.lora_dropout,
-            bias=spec.bias,
-            target_modules=targets,
-            use_rslora=spec.use_rslora,
-            fan_in_fan_out=in_out,
-            base_model_name_or_path=self._base,
-        )
-        adapted = get_peft_model(model, config)
-        adapted.peft_config["default"].base_model_name_or_path = self._base
+    def _targets(self, info: ModelInfo, precision: str, device: str) -> list[str]:
+        """Return the last names that get an adapter.
+
+        Raises:
+            RecipeError: If the model has not all of them, or a method does not go with the rest.
+        """
+        recipe = self._recipe
+        targets = target_modules(info, recipe.adapter)
+        sizes = {
+            group.name: min(group.d_in, group.d_out) for group, _ in selected(info, recipe.adapter)
+        }
+        clashes = problems(recipe, precision, device) + rank_problems(recipe.adapter, sizes)
+        if clashes:
+            raise RecipeError.of(clashes)
+        return targets
+
+    def _adapt(self, model: Any, start: Start) -> PeftModel:
+        """Put the adapter on the model, its A and B where the recipe has them begin."""
+        recipe = self._recipe
+        if recipe.adapter.init_lora_weights in LONG_STARTS:
+            self._stage("initialise", 0, 0)
+        config = lora_config(recipe.adapter, start.info, base=self._base)
+        adapted = adapt(model, config, seed=recipe.seed)
+        self._initial = initialise(adapted, recipe.adapter, start, seed=recipe.seed)
         return adapted
 
     def _make_trainer(
@@ -180,6 +222,8 @@ class Session:
             held_out = prepared.to_dataset(folder.data, "evaluation").select(range(plan.eval_rows))
         trainer = Trainer(
             reporter=reporter,
+            loraplus_lr_ratio=self._recipe.training.loraplus_lr_ratio,
+            initial=self._initial,
             model=model,
             args=sft_config(self._recipe, plan, folder.checkpoints),
             train_dataset=train,
@@ -191,9 +235,7 @@ class Session:
         )
         # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
         # units multiplies an order of magnitude slower; the optimizer is better off in float32.
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                parameter.data = parameter.data.float()
+        cast_trained(model)
         return trainer
 
     def _questions(self, prepared: Prepared, info: ModelInfo) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -21,6 +22,7 @@ from lora_studio.data.encoding import IGNORE_INDEX
 from lora_studio.recipe import Recipe
 from lora_studio.training.plan import Plan
 from lora_studio.training.reporting import Reporter
+from lora_studio.training.saving import write_adapter
 
 
 def sft_config(recipe: Recipe, plan: Plan, output_dir: Path) -> SFTConfig:
@@ -76,13 +78,43 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
 
     Args:
         reporter: Told of every step, evaluation and answer.
+        loraplus_lr_ratio: As in the recipe.
+        initial: PiSSA's untrained adapter, as `saving.write_adapter` takes it.
         arguments: What SFTTrainer takes.
     """
 
-    def __init__(self, *, reporter: Reporter, **arguments: Any) -> None:
+    optimizer: Any
+
+    def __init__(
+        self,
+        *,
+        reporter: Reporter,
+        loraplus_lr_ratio: float | None,
+        initial: Path | None,
+        **arguments: Any,
+    ) -> None:
         self._reporter = reporter
+        self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._initial = initial
         self._eval_sums = [0.0, 0]
         super().__init__(callbacks=[reporter], **arguments)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer; for LoRA+ one in which B learns faster than A.
+
+        Its weight decay and moments are those of the settings (arXiv 2402.12354, section 5).
+        """
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, announced as a pause between steps."""
@@ -143,15 +175,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
             output.metrics[f"{prefix}_loss"] = total / count
         return output
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint's adapter and tokenizer, without asking the Hub for anything.
-
-        Left to itself, PEFT asks at every checkpoint for the base's vocabulary size
-        (peft 0.21.2, utils/save_and_load.py, `save_embedding_layers="auto"`).
-        """
-        folder = output_dir or self.args.output_dir
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        """Write a checkpoint's adapter and tokenizer, as the finished one is written."""
+        folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            write_adapter(self.model, folder, self._initial)
             self.processing_class.save_pretrained(folder)
 
     def _note_eval(self, loss: torch.Tensor, labels: torch.Tensor) -> None:

@@ -1,148 +1,116 @@
-"""Cards 3 and 4: the adapter and the training, every control with its one-sentence reason."""
+"""Card 3: what it is for, and the adapter that follows from it, every control with its reason."""
 
 from __future__ import annotations
 
-import typing
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from lora_studio.hardware import Hardware, default_precision, precisions
-from lora_studio.recipe import AdapterSpec, BiasName, SchedulerName, TrainingSpec
+from lora_studio.models.description import ModelInfo
+from lora_studio.outlook import Outlook
+from lora_studio.recipe import AdapterSpec, Recipe
+from lora_studio.ui import goals, layer_choice, method_choice, parameter_table
 from lora_studio.ui.controls import slider
-from lora_studio.ui.form import PROMPTS, Form, bounds
+from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice, hint, text
 from lora_studio.ui.render import note
 from lora_studio.wording import say
 
 
-def build_adapter(form: Form, hardware: Hardware, modules: tuple[str, ...]) -> gr.HTML:
-    """Lay out the adapter card; return the sentence on the chosen precision."""
-    default = AdapterSpec()
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """The components the page's handlers need."""
+
+    goals: goals.GoalPanel
+    details: gr.Column
+    """Everything beside the goals; out of sight in the simple mode."""
+    layers: layer_choice.LayerChoice
+    methods: method_choice.MethodChoice
+    table: gr.HTML
+    """What is trained, kind of layer by kind."""
+    why: gr.HTML
+    """The sentence on the chosen precision."""
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` gives values for."""
+        return [*self.methods.outputs, self.layers.said, self.table, self.why]
+
+
+def build(form: Form, hardware: Hardware, info: ModelInfo | None) -> AdapterCard:
+    """Lay out the card."""
     with gr.Accordion(
         text("card_adapter"), open=True, elem_id="card-adapter", elem_classes="ls-card"
     ):
-        with gr.Row():
-            form.add(
-                "adapter.r",
-                slider(
-                    1,
-                    256,
-                    value=default.r,
-                    step=1,
-                    label=text("r"),
-                    info=hint("adapter.r"),
-                    elem_id="r",
-                ),
-            )
-            form.add(
-                "adapter.lora_alpha",
-                slider(
-                    1, 512, value=default.lora_alpha, step=1, label="lora_alpha",
-                    info=hint("adapter.lora_alpha"), elem_id="lora-alpha",
-                ),
-            )  # fmt: skip
+        panel = goals.build()
+        with gr.Column(visible=False, elem_id="adapter-details") as details:
+            _strength(form)
+            layers = layer_choice.build(form, info)
+            with gr.Accordion(text("parameters_table"), open=False, elem_id="parameters"):
+                table = gr.HTML(elem_id="parameter-table", padding=False)
+            with gr.Accordion(text("more_adapter"), open=False, elem_id="more-adapter"):
+                methods = method_choice.build(form)
+                _dropout(form)
+            _precision(form, hardware)
+            why = gr.HTML(elem_id="precision-why")
+    return AdapterCard(panel, details, layers, methods, table, why)
+
+
+def _strength(form: Form) -> None:
+    default = AdapterSpec()
+    with gr.Row():
         form.add(
-            "adapter.target_modules",
-            gr.CheckboxGroup(
-                list(modules), value=list(modules), label=text("target_modules"),
-                info=hint("adapter.target_modules"), elem_id="target-modules",
+            "adapter.r",
+            slider(
+                1, 256, value=default.r, step=1, label=text("r"), info=hint("adapter.r"),
+                elem_id="r",
             ),
         )  # fmt: skip
-        with gr.Row():
-            form.add(
-                "adapter.lora_dropout",
-                slider(
-                    0, 0.5, value=default.lora_dropout, step=0.01, label="lora_dropout",
-                    info=hint("adapter.lora_dropout"),
-                ),
-            )  # fmt: skip
-            form.add(
-                "adapter.use_rslora",
-                gr.Checkbox(
-                    default.use_rslora,
-                    label="rsLoRA (use_rslora)",
-                    info=hint("adapter.use_rslora"),
-                ),
-            )
-        with gr.Row():
-            form.add(
-                "adapter.bias",
-                gr.Radio(
-                    list(typing.get_args(BiasName)), value=default.bias, label=text("bias"),
-                    info=hint("adapter.bias"),
-                ),
-            )  # fmt: skip
         form.add(
-            "precision",
-            gr.Radio(
-                [(text("precision_auto"), "auto")]
-                + [
-                    (text(f"precision_{p.name}"), p.name)
-                    for p in precisions(hardware)
-                    if p.available
-                ],
-                value="auto",
-                label=text("precision"),
-                info=hint("precision"),
-                elem_id="precision",
+            "adapter.lora_alpha",
+            slider(
+                1, 512, value=default.lora_alpha, step=1, label="lora_alpha",
+                info=hint("adapter.lora_alpha"), elem_id="lora-alpha",
             ),
-        )
-        return gr.HTML(elem_id="precision-why")
+        )  # fmt: skip
 
 
-def build_training(form: Form) -> None:
-    """Lay out the training card."""
-    default = TrainingSpec()
-    with gr.Accordion(
-        text("card_training"), open=True, elem_id="card-training", elem_classes="ls-card"
-    ):
-        with gr.Row():
-            _number(form, "training.num_train_epochs", default.num_train_epochs, "epochs")
-            _number(form, "training.max_steps", default.max_steps, "max_steps", precision=0)
-            _number(form, "training.learning_rate", default.learning_rate, "learning_rate")
-        with gr.Row():
-            _slider(
-                form,
-                "training.per_device_train_batch_size",
-                default.per_device_train_batch_size,
-                64,
-            )
-            _slider(
-                form,
-                "training.gradient_accumulation_steps",
-                default.gradient_accumulation_steps,
-                64,
-            )
-        with gr.Accordion(text("more_training"), open=False):
-            with gr.Row():
-                form.add(
-                    "training.lr_scheduler_type",
-                    gr.Dropdown(
-                        list(typing.get_args(SchedulerName)), value=default.lr_scheduler_type,
-                        label=text("scheduler"), info=hint("training.lr_scheduler_type"),
-                    ),
-                )  # fmt: skip
-                form.add(
-                    "training.warmup_ratio",
-                    slider(
-                        0, 0.5, value=default.warmup_ratio, step=0.01, label=text("warmup"),
-                        info=hint("training.warmup_ratio"),
-                    ),
-                )  # fmt: skip
-            with gr.Row():
-                _number(form, "training.eval_steps", default.eval_steps, "eval_steps", precision=0)
-                _number(form, "seed", 42, "seed", precision=0)
-    with gr.Accordion(
-        text("card_prompts"), open=False, elem_id="card-prompts", elem_classes="ls-card"
-    ):
-        gr.Markdown(text("prompts_why"), elem_classes="ls-quiet")
-        for number in range(PROMPTS):
-            form.add(
-                f"prompts.{number}",
-                gr.Textbox(
-                    label=text(f"prompt_{number + 1}"), max_lines=3, elem_id=f"prompt-{number}"
-                ),
-            )
+def _dropout(form: Form) -> None:
+    form.add(
+        "adapter.lora_dropout",
+        slider(
+            0, 0.5, value=AdapterSpec().lora_dropout, step=0.01, label="lora_dropout",
+            info=hint("adapter.lora_dropout"), elem_id="lora-dropout",
+        ),
+    )  # fmt: skip
+
+
+def _precision(form: Form, hardware: Hardware) -> None:
+    usable = [
+        (text(f"precision_{found.name}"), found.name)
+        for found in precisions(hardware)
+        if found.available
+    ]
+    form.add(
+        "precision",
+        gr.Radio(
+            [(text("precision_auto"), "auto"), *usable], value="auto", label=text("precision"),
+            info=hint("precision"), elem_id="precision",
+        ),
+    )  # fmt: skip
+
+
+def shown(outlook: Outlook, recipe: Recipe, hardware: Hardware, voice: Voice) -> list[Any]:
+    """Return what the settings make of the card, in the order of `AdapterCard.outputs`."""
+    counted = outlook.estimate.parameters if outlook.estimate else None
+    return [
+        *method_choice.shown(recipe, outlook.offers, voice),
+        layer_choice.said_of(outlook.info, recipe.adapter, voice),
+        parameter_table.table(counted, voice) if counted else "",
+        precision_why(recipe.precision, hardware, voice),
+    ]
 
 
 def precision_why(chosen: str, hardware: Hardware, voice: Voice) -> str:
@@ -156,26 +124,3 @@ def precision_why(chosen: str, hardware: Hardware, voice: Voice) -> str:
         elif not precision.available:
             not_here.append(sentence)
     return note(" ".join([said, *not_here]), "good")
-
-
-def _number(
-    form: Form, path: str, value: float | None, label: str, precision: int | None = None
-) -> None:
-    form.add(
-        path,
-        gr.Number(
-            value, label=text(label), info=hint(path), precision=precision,
-            elem_id=path.rpartition(".")[2].replace("_", "-"),
-        ),
-    )  # fmt: skip
-
-
-def _slider(form: Form, path: str, value: int, high: int) -> None:
-    name = path.rpartition(".")[2]
-    form.add(
-        path,
-        slider(
-            bounds(path)["minimum"], high, value=value, step=1, label=text(name), info=hint(path),
-            elem_id=name.replace("_", "-"),
-        ),
-    )  # fmt: skip

@@ -194,8 +194,7 @@ def guessed(found: Mapping[str, Any]) -> dict[str, str]:
 
 def columns_of(error: StudioError) -> list[str]:
     """Return the names of the columns that an error is about."""
-    named = error.values.get("columns") or ()
-    return named.split(", ") if isinstance(named, str) else [str(name) for name in named]
+    return [str(name) for name in error.values.get("columns", ())]
 
 
 def encodings(found: Mapping[str, str | None], voice: Voice) -> str:

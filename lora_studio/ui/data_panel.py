@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class DataPanel:
             *card.columns.shown, *card.checks.shown,
         ]  # fmt: skip
 
-    def recipe(self, studio: Studio, source: Any, names: Any, values: tuple[Any, ...]) -> Recipe:
+    def recipe(self, studio: Studio, source: Any, names: Any, values: Sequence[Any]) -> Recipe:
         """Build the recipe on the page.
 
         Raises:

@@ -10,10 +10,11 @@ from lora_studio.studio import Studio
 from lora_studio.ui.compare import CompareTab
 from lora_studio.ui.head import head
 from lora_studio.ui.language import text
+from lora_studio.ui.learn import LearnPanel
 from lora_studio.ui.train import TrainTab
 from lora_studio.ui.visitors import Door
 
-TRAIN, COMPARE = "train", "compare"
+TRAIN, COMPARE, LEARN = "train", "compare", "learn"
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -30,6 +31,14 @@ def build_page(studio: Studio) -> gr.Blocks:
                 train = TrainTab(door)
             with gr.Tab(text("tab_compare"), id=COMPARE, elem_id="tab-compare") as compare_tab:
                 compare = CompareTab(door)
+            with gr.Tab(text("tab_learn"), id=LEARN, elem_id="tab-learn") as learn_tab:
+                learn = LearnPanel(door)
+        learn.wire(train.model.source, train.model.token)
+        learn_tab.select(train.picture, train.inputs, learn.picture, show_progress="hidden")
+        page.load(
+            train.sum.recipes.refreshed, train.sum.recipes.lists, train.sum.recipes.lists,
+            show_progress="hidden",
+        )  # fmt: skip
         page.load(train.restore, train.draft, train.restored(), show_progress="hidden")
         page.load(compare.refreshed, compare.run, compare.run, show_progress="hidden")
         compare_tab.select(compare.refreshed, compare.run, compare.run, show_progress="hidden")

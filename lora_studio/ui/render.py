@@ -41,6 +41,10 @@ def stage_sentence(event: Mapping[str, Any], voice: Voice) -> str:
     stage = f"stage_{event.get('stage', 'start')}"
     sentence = voice(stage if f"page.{stage}" in table() else "stage_start")
     done, total = event.get("done", 0), event.get("total", 0)
+    if done and event["stage"] == "tokenize":  # all rows are known only when all are read
+        if not total:
+            return voice("rows_so_far", sentence=sentence, done=f"{done:,}")
+        return voice("rows_about", sentence=sentence, done=f"{done:,}", total=f"{total:,}")
     if not total:
         return sentence
     if event["stage"] == "download":
@@ -96,11 +100,12 @@ def total(
     steps: int | None,
     epochs: float | None,
     trained_tokens: int | None,
+    time: str,
     precision: str,
     device: str,
     voice: Voice,
 ) -> str:
-    """Return the sum of it all: what learns, its size, the number of steps."""
+    """Return the sum of it all: what learns, its size, the number of steps, the time."""
     items = [
         (
             voice("sum_learns"),
@@ -110,6 +115,7 @@ def total(
         (voice("sum_file"), numbers.size(count.adapter_bytes)),
         (voice("sum_tokens"), _learned(trained_tokens, voice)),
         (voice("sum_steps"), _steps(steps, epochs, voice)),
+        (voice("sum_time"), time),
         (voice("sum_precision"), precision),
         (voice("sum_device"), device),
     ]

@@ -35,6 +35,13 @@ class RunPanel:
             self.reuse = _button("reuse")
         self.file = gr.DownloadButton("", visible="hidden", elem_id="download-file")
         self.live = live_view(door)
+        with gr.Accordion(
+            text("run_recipe"), open=False, visible=False, elem_id="run-recipe"
+        ) as self.settings:
+            self.recipe = gr.Code(
+                language="yaml", interactive=False, show_label=False, max_lines=24,
+                show_line_numbers=False, buttons=["copy", "download"],
+            )  # fmt: skip
         self.shown = gr.State("")
         self.timer = gr.Timer(TICK_S)
         self._wire()
@@ -42,6 +49,9 @@ class RunPanel:
     def _wire(self) -> None:
         self.run.change(
             lambda run: run or "", self.run, self.live, show_progress="hidden", queue=False
+        )
+        self.run.change(
+            self.show_recipe, self.run, [self.settings, self.recipe], show_progress="hidden"
         )
         gr.on(
             [self.timer.tick, self.run.change],
@@ -86,6 +96,15 @@ class RunPanel:
         busy, ready = gr.Button(visible=not over), gr.Button(visible=usable)
         again = gr.Button(visible=history is not None and over)
         return status, busy, busy, gr.Button(visible=False), ready, ready, again
+
+    def show_recipe(self, run: Any, request: gr.Request) -> tuple[Any, str]:
+        """Show the settings a run was started with, as its recipe file."""
+        try:
+            history = self.door.enter(request).history(str(run)) if run else None
+            recipe = history.folder.read_recipe().to_yaml() if history else ""
+        except StudioError:
+            recipe = ""
+        return gr.Accordion(visible=bool(recipe)), recipe
 
     def stop_keeping(self, run: Any, request: gr.Request) -> None:
         """Stop at the next step and keep what was learned."""

@@ -1,0 +1,280 @@
+"""Predicted against measured memory and time of a training, over settings and two model sizes.
+
+    python benchmarks/memory_prediction.py [--only TEXT] [--keep FILE]
+
+Each setting trains two steps of its longest batch through the program's own session in a fresh
+process: the starter model, and a random Llama of 431 million parameters written to a temporary
+folder. On a CPU the measure is the highest resident memory over the worker that has imported
+everything and loaded nothing; on CUDA the allocator's peak. Time is that of the second step,
+against a calibration of one second in the same process just before it: what else runs on the
+machine disturbs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+TARGET_MEAN, TARGET_WORST = 5.0, 10.0
+TARGET_TIME = 30.0
+BIG = {
+    "vocab_size": 49152,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+CPU_SETTINGS: list[dict[str, Any]] = [
+    {"precision": "fp32", "r": 16, "batch": 2, "length": 128},
+    {"precision": "fp32", "r": 64, "batch": 1, "length": 128, "labelled": 0.25},
+    {"precision": "fp32", "r": 4, "batch": 4, "length": 64, "labelled": 0.5},
+    {"precision": "fp32", "r": 16, "batch": 1, "length": 384, "labelled": 0.5},
+    {"precision": "fp32", "r": 16, "batch": 2, "length": 128, "checkpointing": True},
+    {"precision": "fp32", "r": 8, "batch": 2, "length": 128, "target": ["q_proj", "v_proj"]},
+    {"precision": "nf4", "r": 16, "batch": 2, "length": 128},
+    {"precision": "nf4", "r": 64, "batch": 1, "length": 256, "labelled": 0.25},
+    {"precision": "nf4", "r": 16, "batch": 2, "length": 192, "checkpointing": True},
+    {"precision": "int8", "r": 16, "batch": 2, "length": 128},
+    {"precision": "fp32", "r": 16, "batch": 1, "length": 128, "big": True},
+    {"precision": "nf4", "r": 16, "batch": 1, "length": 128, "big": True},
+    {"precision": "nf4", "r": 32, "batch": 2, "length": 64, "labelled": 0.5, "big": True},
+    {"precision": "int8", "r": 8, "batch": 1, "length": 96, "checkpointing": True, "big": True},
+]
+CUDA_SETTINGS: list[dict[str, Any]] = [
+    {
+        "precision": precision,
+        "r": r,
+        "batch": batch,
+        "length": length,
+        "checkpointing": checkpointing,
+        "big": big,
+    }
+    for big in (False, True)
+    for precision, r, batch, length, checkpointing in (
+        ("bf16", 16, 4, 512, False),
+        ("bf16", 64, 8, 1024, False),
+        ("bf16", 16, 8, 2048, True),
+        ("nf4", 16, 4, 512, False),
+        ("nf4", 64, 8, 1024, True),
+        ("int8", 16, 4, 512, False),
+        ("fp32", 16, 4, 512, False),
+    )
+]
+
+
+def write_big(folder: Path, tokenizer_of: Path) -> None:
+    """Write a random Llama, with the starter model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**BIG, pad_token_id=2, bos_token_id=1, eos_token_id=2))
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.03, 0.03)
+    model.save_pretrained(folder)
+    for file in tokenizer_of.iterdir():
+        if file.name.startswith(("token", "special", "vocab", "merges", "chat")):
+            shutil.copy(file, folder)
+
+
+def write_rows(file: Path, setting: dict[str, Any]) -> None:
+    """Write rows longer than the limit, of which the labelled share is about as asked.
+
+    They differ by a token or two before cutting; after it they are all as long as may be.
+    """
+    length, share = setting["length"], setting.get("labelled", 1.0)
+    asked = " red" * max(round((1 - share) * length) - 5, 1)
+    rows = [
+        {"prompt": asked.strip(), "completion": " blue" * (length + at)}
+        for at in range(4 * setting["batch"])
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def measure(setting: dict[str, Any], model: str) -> dict[str, Any]:
+    """Train two steps in this process; return what was predicted and measured."""
+    import gc
+
+    import bitsandbytes  # noqa: F401 - a part of the idle worker
+
+    import lora_studio.training.worker  # noqa: F401
+    from lora_studio.hardware import probe
+    from lora_studio.models.inspection import inspect_model
+    from lora_studio.models.sources import resolve
+    from lora_studio.prediction.calibration import measure as calibrate
+    from lora_studio.prediction.estimate import estimate
+    from lora_studio.prediction.memory import Place
+    from lora_studio.recipe import Recipe
+    from lora_studio.runs.events import EventWriter, read_events
+    from lora_studio.runs.folder import create
+    from lora_studio.settings import Settings
+    from lora_studio.training import rehearsal
+    from lora_studio.training.session import Session
+
+    settings = Settings.from_environment()
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = Path(temporary) / "rows.jsonl"
+        write_rows(rows, setting)
+        adapter = {"r": setting["r"], "target_modules": setting.get("target", "all-linear")}
+        recipe = Recipe.from_dict(
+            {
+                "name": "measured",
+                "model": {"source": model},
+                "precision": setting["precision"],
+                "data": {
+                    "files": [str(rows)],
+                    "max_length": setting["length"],
+                    "eval_fraction": 0.0,
+                },
+                "adapter": adapter,
+                "training": {
+                    "max_steps": 2,
+                    "per_device_train_batch_size": setting["batch"],
+                    "activation_checkpointing": setting.get("checkpointing", False),
+                    "eval_steps": 1000,
+                },
+            }
+        )
+        folder = create(Path(temporary) / "runs", recipe)
+        gc.collect()
+        rehearsal.reset_peak()
+        idle = rehearsal.peak_bytes()
+        # The rehearsal sets the peak back to measure itself; here all of the run counts.
+        rehearsal.reset_peak = lambda: None
+        with EventWriter(folder.events) as events:
+            session = Session(recipe, settings, lambda *_: None)
+            session.build(folder, events).attach(session._trainer, {})  # noqa: SLF001
+            hardware = probe()
+            place = Place.of(hardware, setting["precision"])
+            highest = rehearsal.peak_bytes()
+            rate = calibrate(hardware.device, place.width)
+            session.train()
+        highest = max(highest, rehearsal.peak_bytes())
+        found = read_events(folder.events)[0]
+        report = json.loads((folder.data / "report.json").read_text(encoding="utf-8"))
+        steps = [event["time"] for event in found if event["event"] == "step"]
+        info = inspect_model(resolve(model, settings), model)
+        predicted = estimate(info, recipe, place, report, rate=rate, steps=2)
+        return {
+            "device": hardware.device,
+            "measured": highest - (idle if hardware.device == "cpu" else 0),
+            "predicted": predicted.memory.total,
+            "parts": dict(predicted.memory.parts),
+            "idle": idle,
+            "step_s": steps[1] - steps[0],
+            "predicted_step_s": predicted.step_seconds,
+            "rate": rate,
+        }
+
+
+def main() -> int:
+    """Measure every setting in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="only settings whose line contains this")
+    parser.add_argument("--keep", type=Path, help="write what was measured as JSON lines")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        asked = json.loads(options.one)
+        print(json.dumps(measure(asked["setting"], asked["model"])))
+        return 0
+    from lora_studio.hardware import probe
+    from lora_studio.models.sources import resolve
+    from lora_studio.settings import STARTER, Settings
+
+    settings = CUDA_SETTINGS if probe().device == "cuda" else CPU_SETTINGS
+    with tempfile.TemporaryDirectory() as temporary:
+        big = Path(temporary) / "llama-431m"
+        if any(setting.get("big") for setting in settings):
+            write_big(big, Path(resolve(STARTER, Settings.from_environment())))
+        chosen = [setting for setting in settings if options.only in line(setting)]
+        results = [(s, in_process(s, str(big) if s.get("big") else STARTER)) for s in chosen]
+    if options.keep:
+        kept = [json.dumps({"setting": setting} | found) for setting, found in results]
+        options.keep.write_text("\n".join(kept), encoding="utf-8")
+    return summed(results)
+
+
+def line(setting: dict[str, Any]) -> str:
+    """Return a setting in words."""
+    size = "431 M" if setting.get("big") else "135 M"
+    marks = [
+        f"labelled {setting['labelled']:.0%}" if "labelled" in setting else "",
+        "recomputed" if setting.get("checkpointing") else "",
+        "+".join(setting.get("target", [])),
+    ]
+    return (
+        f"{size} {setting['precision']:4} r={setting['r']:<3}"
+        f" {setting['batch']}×{setting['length']:<5} {' '.join(filter(None, marks))}"
+    )
+
+
+def in_process(setting: dict[str, Any], model: str) -> dict[str, Any]:
+    """Measure one setting in a fresh process, with the memory settings of a worker; print it."""
+    from lora_studio.runs.process import ALLOCATION
+
+    root = Path(__file__).resolve().parents[1]
+    environment = {**ALLOCATION, "GOMP_SPINCOUNT": "10000", **os.environ, "PYTHONPATH": str(root)}
+    asked = json.dumps({"setting": setting, "model": model})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--one", asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    off, slow = error(found), time_error(found)
+    print(
+        f"{line(setting):62} {found['predicted'] / 1e6:8.0f} {found['measured'] / 1e6:8.0f} MB"
+        f" {off:+6.1f} %   {found['predicted_step_s']:7.2f} {found['step_s']:7.2f} s"
+        f" {slow:+6.0f} %",
+        flush=True,
+    )
+    return found
+
+
+def error(found: dict[str, Any]) -> float:
+    """Return how far the predicted memory is off, in percent of the measured."""
+    return 100 * (found["predicted"] / found["measured"] - 1)
+
+
+def time_error(found: dict[str, Any]) -> float:
+    """Return how far the predicted time of a step is off, in percent of the measured."""
+    return 100 * (found["predicted_step_s"] / found["step_s"] - 1)
+
+
+def summed(results: list[tuple[dict[str, Any], dict[str, Any]]]) -> int:
+    """Print mean and worst errors, and whether the targets are met."""
+    memory = [abs(error(found)) for _, found in results]
+    times = [abs(time_error(found)) for _, found in results]
+    met = statistics.mean(memory) <= TARGET_MEAN and max(memory) <= TARGET_WORST
+    print(
+        f"memory: mean error {statistics.mean(memory):.1f} %, worst {max(memory):.1f} %"
+        f" over {len(memory)} settings: {'met' if met else 'MISSED'}"
+        f" (target {TARGET_MEAN:g} and {TARGET_WORST:g} %)"
+    )
+    in_time = max(times) <= TARGET_TIME
+    print(
+        f"time of a step: mean error {statistics.mean(times):.0f} %, worst {max(times):.0f} %:"
+        f" {'met' if in_time else 'MISSED'} (target {TARGET_TIME:g} %)"
+    )
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A recipe as a program that runs without this one: a Python script and the rows it trains on."""

@@ -1,0 +1,84 @@
+"""How long a run takes: its arithmetic over what this device was seen to do. No torch.
+
+Arithmetic per token of one training pass with frozen weights (FLOP): 2·N forward and 2·N backward
+for N matmul weights, 6·N_lora for the adapter, which also has gradients of its own, and 6·s·d·L
+for causal attention over s tokens; recomputing adds another 2·N. The head counts at labelled
+positions only. (PaLM, arXiv 2204.02311, appendix B, less the frozen weights' gradients.)
+"""
+
+from __future__ import annotations
+
+from lora_studio.models.accounting import ParameterCount
+from lora_studio.models.description import ModelInfo
+from lora_studio.prediction.workload import Workload
+
+EFFICIENCY = {"cpu": 0.55, "mps": 0.4, "cuda": 0.4}
+"""Share of a matrix product's rate that a training step reaches, norms, softmax and Python
+included. CPU: measured by benchmarks/memory_prediction.py; the others were not measured."""
+QUANTISED_TIME = {"nf4": 1.1, "int8": 1.5}
+"""How much longer a step takes where weights are unpacked first: measured, CPU."""
+
+
+def pass_flop(
+    info: ModelInfo,
+    counted: ParameterCount,
+    work: Workload,
+    *,
+    tokens: float,
+    checkpointing: bool,
+) -> float:
+    """Return the FLOP of one forward and backward pass over `tokens` tokens of equal rows.
+
+    Args:
+        info: The base model.
+        counted: What the adapter trains.
+        work: Rows of a batch and the share that is labelled.
+        tokens: Tokens of the batch, padding included.
+        checkpointing: Whether activations are computed twice.
+    """
+    body = sum(group.count * group.d_in * group.d_out for group in info.modules)
+    head = info.vocab_size * info.hidden_size
+    length = tokens / work.rows
+    attention = 6 * length * info.num_attention_heads * info.head_dim * info.layers
+    again = 2 * body if checkpointing else 0
+    a_token = 4 * body + again + 6 * counted.trainable + attention
+    return tokens * (a_token + 4 * head * work.labelled)
+
+
+def step_seconds(
+    info: ModelInfo,
+    counted: ParameterCount,
+    work: Workload,
+    *,
+    device: str,
+    precision: str,
+    rate: float,
+    checkpointing: bool,
+) -> float:
+    """Return the seconds of one optimizer step over rows of usual length.
+
+    Args:
+        info: The base model.
+        counted: What the adapter trains.
+        work: The tokens of a batch.
+        device: `cuda`, `mps` or `cpu`.
+        precision: The concrete number format.
+        rate: FLOP a second of a large matrix product here.
+        checkpointing: Whether activations are computed twice.
+    """
+    flop = pass_flop(
+        info, counted, work, tokens=work.rows * work.padded_length, checkpointing=checkpointing
+    )
+    slower = QUANTISED_TIME.get(precision, 1.0)
+    return work.accumulation * flop * slower / (rate * EFFICIENCY[device])
+
+
+def run_seconds(
+    step_s: float, *, steps: int, evaluations: int, eval_rows: int, work: Workload
+) -> float:
+    """Return the seconds of a run's steps and evaluations; starting and loading come on top.
+
+    An evaluation's row takes half the time of a trained one: forward only.
+    """
+    row_s = step_s / (work.rows * work.accumulation)
+    return steps * step_s + evaluations * eval_rows * row_s / 2

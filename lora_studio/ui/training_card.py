@@ -1,0 +1,96 @@
+"""Cards 4 and 5: how long and how fast it learns, and what it is asked meanwhile."""
+
+from __future__ import annotations
+
+import typing
+
+import gradio as gr
+
+from lora_studio.recipe import SchedulerName, TrainingSpec
+from lora_studio.ui.controls import slider
+from lora_studio.ui.form import PROMPTS, Form, bounds
+from lora_studio.ui.language import hint, text
+
+
+def build_training(form: Form) -> gr.Accordion:
+    """Lay out the training card."""
+    default = TrainingSpec()
+    with gr.Accordion(
+        text("card_training"), open=True, elem_id="card-training", elem_classes="ls-card",
+        visible=False,
+    ) as card:  # fmt: skip
+        with gr.Row():
+            _number(form, "training.num_train_epochs", default.num_train_epochs, "epochs")
+            _number(form, "training.max_steps", default.max_steps, "max_steps", precision=0)
+            _number(form, "training.learning_rate", default.learning_rate, "learning_rate")
+        with gr.Row():
+            _slider(
+                form,
+                "training.per_device_train_batch_size",
+                default.per_device_train_batch_size,
+                64,
+            )
+            _slider(
+                form,
+                "training.gradient_accumulation_steps",
+                default.gradient_accumulation_steps,
+                64,
+            )
+        with gr.Accordion(text("more_training"), open=False):
+            with gr.Row():
+                form.add(
+                    "training.lr_scheduler_type",
+                    gr.Dropdown(
+                        list(typing.get_args(SchedulerName)), value=default.lr_scheduler_type,
+                        label=text("scheduler"), info=hint("training.lr_scheduler_type"),
+                    ),
+                )  # fmt: skip
+                form.add(
+                    "training.warmup_ratio",
+                    slider(
+                        0, 0.5, value=default.warmup_ratio, step=0.01, label=text("warmup"),
+                        info=hint("training.warmup_ratio"),
+                    ),
+                )  # fmt: skip
+            with gr.Row():
+                _number(form, "training.eval_steps", default.eval_steps, "eval_steps", precision=0)
+                _number(form, "seed", 42, "seed", precision=0)
+    return card
+
+
+def build_prompts(form: Form) -> None:
+    """Lay out the card of the questions that are answered while it learns."""
+    with gr.Accordion(
+        text("card_prompts"), open=False, elem_id="card-prompts", elem_classes="ls-card"
+    ):
+        gr.Markdown(text("prompts_why"), elem_classes="ls-quiet")
+        for number in range(PROMPTS):
+            form.add(
+                f"prompts.{number}",
+                gr.Textbox(
+                    label=text(f"prompt_{number + 1}"), max_lines=3, elem_id=f"prompt-{number}"
+                ),
+            )
+
+
+def _number(
+    form: Form, path: str, value: float | None, label: str, precision: int | None = None
+) -> None:
+    form.add(
+        path,
+        gr.Number(
+            value, label=text(label), info=hint(path), precision=precision,
+            elem_id=path.rpartition(".")[2].replace("_", "-"),
+        ),
+    )  # fmt: skip
+
+
+def _slider(form: Form, path: str, value: int, high: int) -> None:
+    name = path.rpartition(".")[2]
+    form.add(
+        path,
+        slider(
+            bounds(path)["minimum"], high, value=value, step=1, label=text(name), info=hint(path),
+            elem_id=name.replace("_", "-"),
+        ),
+    )  # fmt: skip

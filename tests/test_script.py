@@ -1,0 +1,268 @@
+"""The exported script: it runs without this program and trains what this program trains."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from lora_studio.data.encoding import IGNORE_INDEX, Encoded
+from lora_studio.errors import RecipeError
+from lora_studio.exports.rows import as_pieces
+from lora_studio.exports.script import comment, python_value, write_script
+from lora_studio.recipe import Recipe
+from lora_studio.runs.events import EventWriter
+from lora_studio.runs.folder import create
+from lora_studio.settings import Settings
+from lora_studio.studio import Machine, Studio
+from lora_studio.training.session import Session
+
+# PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+WEIGHTS = "adapter_model.safetensors"
+Tensors = dict[str, torch.Tensor]
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small wait longer for a second thread than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make(pairs: Path, tiny_llama: Path) -> Make:
+    """Make a recipe over the twenty pairs; settings are given as on the command line."""
+
+    def recipe(*changes: str, model: Path = tiny_llama, data: Path = pairs) -> Recipe:
+        base = {
+            "model": {"source": str(model)},
+            "precision": "fp32",
+            "data": {"files": [str(data)], "eval_fraction": 0.2},
+            "adapter": {"r": 4, "lora_alpha": 8},
+            "training": {"max_steps": 6, "learning_rate": 0.01, "warmup_ratio": 0.2},
+        }
+        return Recipe.from_dict(base).changed(changes)
+
+    return recipe
+
+
+def trained_here(recipe: Recipe, settings: Settings, runs: Path) -> Tensors:
+    """Train with this program, evaluations and answers on the way included."""
+    folder = create(runs, recipe)
+    with EventWriter(folder.events) as events:
+        session = Session(recipe, settings, lambda *_: None)
+        session.build(folder, events)
+        session.train()
+        return load_file(session.save(folder) / WEIGHTS)
+
+
+def exported(recipe: Recipe, settings: Settings, folder: Path) -> dict[str, int]:
+    """Write the script and its rows; return what was said of the rows."""
+    studio = Studio(settings, Machine.open(settings, isolated=False))
+    *_, last = studio.export(recipe, folder)
+    return last["result"]
+
+
+def trained_by_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tensors:
+    monkeypatch.chdir(folder)
+    runpy.run_path("train.py")
+    return load_file(folder / "adapter" / WEIGHTS)
+
+
+def assert_same(ours: Tensors, theirs: Tensors) -> None:
+    assert ours.keys() == theirs.keys() != set()
+    learned = [name for name in ours if "lora_B" in name]
+    assert any(ours[name].abs().max() > 1e-3 for name in learned), "nothing was learned"
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+# The same adapter
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("tiny_llama", ("adapter.lora_dropout=0.3", "training.gradient_accumulation_steps=2")),
+        ("tiny_gpt2", ("adapter.bias=lora_only", "training.lr_scheduler_type=linear")),
+        ("tiny_llama", ("adapter.use_rslora=true", "adapter.target_modules=[q_proj, v_proj]",
+                        "adapter.layers_to_transform=[1]", "training.loraplus_lr_ratio=4")),
+        ("tiny_llama", ("adapter.use_dora=true", "adapter.init_lora_weights=gaussian",
+                        "adapter.rank_pattern={q_proj: 2}", "adapter.alpha_pattern={q_proj: 3}")),
+        ("tiny_llama", ("adapter.modules_to_save=[lm_head]", "data.eval_fraction=0",
+                        "training.max_steps=null", "training.num_train_epochs=1.5")),
+        ("tiny_llama", ("precision=nf4",)),
+    ],
+    ids=["dropout", "gpt2-bias", "rslora-loraplus", "dora-patterns", "whole-head", "nf4"],
+)  # fmt: skip
+def test_the_script_trains_the_same_adapter(
+    make: Make,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    model: str,
+    changes: tuple[str, ...],
+) -> None:
+    recipe = make(*changes, model=request.getfixturevalue(model))
+    ours = trained_here(recipe, settings, tmp_path / "runs")
+    exported(recipe, settings, tmp_path / "script")
+    assert_same(ours, trained_by_script(tmp_path / "script", monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_other_kinds_of_rows_are_trained_the_same(
+    make: Make, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data = tmp_path / ("rows.jsonl" if kind == "chat" else "story.txt")
+    if kind == "chat":
+        turns = [("user", "Wo? 어디예요?"), ("assistant", "Hier 🙂."), ("user", "Und?"),
+                 ("assistant", "강가예요.")]  # fmt: skip
+        row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+        rows = [json.dumps(row | {"n": n}).replace("Wo?", f"Wo {n}?") for n in range(12)]
+        data.write_text("\n".join(rows), encoding="utf-8")
+    else:
+        data.write_text("옛날 옛적에 어댑터가 살았어요. It was small.\n\n" * 60, encoding="utf-8")
+    recipe = make("data.max_length=40", "training.max_steps=4", data=data)
+    ours = trained_here(recipe, settings, tmp_path / "runs")
+    exported(recipe, settings, tmp_path / "script")
+    assert_same(ours, trained_by_script(tmp_path / "script", monkeypatch))
+
+
+@pytest.mark.slow
+def test_a_plain_python_without_this_program_runs_it(
+    make: Make, settings: Settings, tmp_path: Path
+) -> None:
+    recipe = make("training.max_steps=2")
+    said = exported(recipe, settings, tmp_path / "script")
+    assert (said["rows"], said["held_out"], said["as_numbers"]) == (16, 4, 0)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path / "script",
+        env=environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = trained_here(recipe, settings, tmp_path / "runs")
+    theirs = load_file(tmp_path / "script" / "adapter" / WEIGHTS)
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+# The text of it
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+@pytest.mark.parametrize("precision", ["nf4", "int8", "bf16", "fp16", "fp32"])
+def test_every_script_is_python_that_names_only_public_libraries(
+    make: Make, precision: str, language: str
+) -> None:
+    recipe = make("training.loraplus_lr_ratio=2", "adapter.rank_pattern={q_proj: 2}")
+    text = write_script(recipe, precision=precision, info=None, language=language)
+    roots = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom)
+                     else [alias.name for alias in node.names])
+    }  # fmt: skip
+    public = {"json", "math", "pathlib", "torch", "datasets", "peft", "transformers", "trl"}
+    assert roots == public
+    assert ("BitsAndBytesConfig" in text) == (precision in ("nf4", "int8"))
+
+
+def test_what_a_recipe_does_not_use_is_not_in_its_script(make: Make) -> None:
+    text = write_script(make(), precision="fp32", info=None)
+    for name in ("loraplus", "dora", "rslora", "LAYERS", "RANK_PATTERN", "MODULES_TO_SAVE"):
+        assert name not in text.replace("LORAPLUS", "loraplus")
+    assert "\n\n\n\n" not in text
+
+
+def test_a_name_in_a_recipe_never_becomes_code(make: Make) -> None:
+    evil = 'x"""\nimport os\nos.abort()\n"""\\'
+    recipe = make("adapter.modules_to_save=['\"]; boom(); [\"']")
+    recipe = replace(recipe, model=replace(recipe.model, source=evil))
+    tree = ast.parse(write_script(recipe, precision="fp32", info=None))
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)  # type: ignore[attr-defined]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.List))
+    }
+    assert values["MODEL"] == evil.strip()
+    assert values["MODULES_TO_SAVE"] == ['"]; boom(); ["']
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "boom"]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+                and node.attr == "abort"]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["eva", "loftq", "pissa"])
+def test_a_start_that_no_short_script_can_make_is_refused_in_words(make: Make, start: str) -> None:
+    recipe = make(f"adapter.init_lora_weights={start}")
+    with pytest.raises(RecipeError, match=start):
+        write_script(recipe, precision="fp32", info=None)
+
+
+@pytest.mark.parametrize("value", ["it's", 'say "a"', "a\\b\n", {"q_proj": 2}, ("a", "b"), None])
+def test_a_value_is_written_as_python_reads_it(value: Any) -> None:
+    wanted = list(value) if isinstance(value, tuple) else value
+    assert ast.literal_eval(python_value(value)) == wanted
+
+
+def test_a_comment_stays_a_comment_whatever_it_says() -> None:
+    text = comment("one\nimport os " + "long " * 60, 8)
+    assert all(line.strip().startswith("#") for line in text.splitlines())
+    assert max(map(len, text.splitlines()[1:])) <= 100
+
+
+# The rows
+
+
+def test_pieces_give_the_tokens_and_labels_again(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    question, answer = "<|im_start|>user\nHi 어댑터<|im_end|>\n", "Yes 🙂<|im_end|>"
+    read, learned = tokenizer([question, answer], add_special_tokens=False)["input_ids"]
+    whole = Encoded([*read, *learned], [IGNORE_INDEX] * len(read) + learned, 9)
+    # Cut within the emoji's bytes: no text has these tokens.
+    cut = Encoded(learned[:-2], learned[:-2], 9)
+    first, second = as_pieces([whole, cut], tokenizer)
+    assert [(piece["learn"], piece.get("text")) for piece in first] == [
+        (False, question),
+        (True, answer),
+    ]
+    assert second == [{"learn": True, "ids": learned[:-2]}]
+
+
+def test_a_model_without_a_chat_template_gets_the_recipes_with_its_adapter(
+    make: Make,
+    settings: Settings,
+    tmp_path: Path,
+    tiny_gpt2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = make("data.chat_template=chatml", "training.max_steps=1", model=tiny_gpt2)
+    exported(recipe, settings, tmp_path / "script")
+    trained_by_script(tmp_path / "script", monkeypatch)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "script" / "adapter")
+    assert "<|im_start|>" in tokenizer.chat_template
