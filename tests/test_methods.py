@@ -374,7 +374,7 @@ def test_loftq_takes_back_as_much_of_the_rounding_as_rank_r_can(
         weight = weight.T if model == "tiny_gpt2" else weight
         rounding = weight - dequantize_module_weight(layer.get_base_layer())
         left = torch.linalg.svdvals(rounding)[4:].square().sum().sqrt()
-        assert (rounding - product(layer)).norm() == pytest.approx(left.item(), rel=1e-4)
+        assert (rounding - product(layer)).norm() == pytest.approx(left.item(), rel=1e-3)
         assert left < rounding.norm()
 
 

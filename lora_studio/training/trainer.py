@@ -102,7 +102,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer; for LoRA+ one in which B learns faster than A.
 
-        Its weight decay and moments are those of the settings (arXiv 2402.12354, section 5).
+        Its weight decay and moments are those of the settings (arXiv 2402.12354).
         """
         if self._loraplus_lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
