@@ -301,15 +301,14 @@ class Studio:
         )
 
     def calibrate(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
-        """Measure this device for a second, unless it was measured before.
+        """Measure this device for a second, unless it was measured today.
 
         Yields:
             As `inspect`; the result is FLOP a second.
         """
         width = Place.of(self.hardware, self.precision(recipe)).width
-        rate = calibration.known(self.settings.cache, self.hardware, width)
-        if rate is not None:
-            yield {"result": rate}
+        if not calibration.is_due(self.settings.cache, self.hardware, width):
+            yield {"result": calibration.known(self.settings.cache, self.hardware, width)}
             return
         asked = {"device": self.hardware.device, "width": width}
         for event in self._bench.stream("calibrate", **asked):
@@ -350,7 +349,8 @@ class Studio:
             if self.settings.most_runs:
                 housekeeping.keep_newest(self.settings.runs, self.settings.most_runs - 1)
             folder = self._create(recipe)
-            pid = process.start(folder, environment=self._worker_environment(token))
+            environment = self._worker_environment(token) | self._allocation(recipe)
+            pid = process.start(folder, environment=environment)
             self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
         return folder.id
 
@@ -536,6 +536,14 @@ class Studio:
         if self.settings.offline:
             environment["HF_HUB_OFFLINE"] = "1"
         return environment
+
+    def _allocation(self, recipe: Recipe) -> dict[str, str]:
+        """Return what a worker must be told to take no more memory than it needs, if it must."""
+        if self.hardware.device != "cpu":
+            return {}
+        found = self.outlook(recipe).estimate
+        has_room = found is not None and found.memory.has_room(found.place.free)
+        return {} if has_room else dict(process.ALLOCATION)
 
     def _remember(self, source: str, found: dict[str, Any]) -> None:
         file = self._info_file(source)

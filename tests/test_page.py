@@ -488,7 +488,11 @@ def test_every_text_speaks_the_browsers_language(
     tiny_app: App, visit: Visit, locale: str, language: str
 ):
     page = visit(tiny_app, locale=locale)
-    for card in ("card-model", "card-data", "card-adapter", "card-training", "card-prompts"):
+    all_settings(page, language)
+    for card in (
+        "card-model", "card-data", "card-adapter", "card-training", "card-prompts", "goal-values",
+        "layers-advanced", "parameters", "more-adapter", "recipes",
+    ):  # fmt: skip
         unfold(page, card)
     for kind in ("hub", "folder"):
         page.get_by_label(say(f"page.model_{kind}", language), exact=True).first.check()
@@ -499,7 +503,19 @@ def test_every_text_speaks_the_browsers_language(
     expect(page.locator("#question")).to_be_visible()
     expect(page.locator("#max-new-tokens")).to_be_visible()
     read += words(page)
-    for key in ("tab_train", "target_modules", "start", "question_hint", "temperature_why"):
+    page.get_by_role("tab", name=say("page.tab_learn", language)).click()
+    expect(page.locator("#nf4-show")).to_be_visible()
+    read += words(page)
+    for key in (
+        "tab_train",
+        "methods_not_offered",
+        "memory_title",
+        "learn_title",
+        "target_modules",
+        "start",
+        "question_hint",
+        "temperature_why",
+    ):
         assert say(f"page.{key}", language) in read
     assert not re.findall(r"__i18n__|\b(?:page|help)\.[a-z_]+", read)
     if language == "ko":

@@ -27,7 +27,9 @@ from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import create
+from lora_studio.runs.process import ALLOCATION
 from lora_studio.settings import Settings
+from lora_studio.studio import Machine, Studio
 from lora_studio.ui import prediction_bar
 from lora_studio.ui.language import Voice
 from lora_studio.wording import ASSETS
@@ -200,6 +202,23 @@ def test_a_slider_of_a_large_model_is_answered_in_milliseconds(starter: ModelInf
     assert (time.process_time() - start) / 20 < 0.02
 
 
+def test_a_run_holds_on_to_freed_memory_only_where_there_is_plenty(starter: ModelInfo) -> None:
+    found = predict(starter, recipe(), CPU)
+    assert found.has_room(64 * GB)
+    assert not found.has_room(round(found.needed * 1.2))
+
+
+@pytest.mark.parametrize(("free", "told"), [(64 * GB, {}), (2 * GB, ALLOCATION)])
+def test_a_worker_short_of_memory_is_told_to_give_back_every_byte(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, free: int, told: dict[str, str]
+) -> None:
+    machine = Machine.open(settings, isolated=False)
+    on_cpu = replace(machine.hardware, device="cpu", gpus=())
+    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: free)
+    studio = Studio(settings, replace(machine, hardware=on_cpu))
+    assert studio._allocation(recipe("precision=fp32")) == told
+
+
 # Fixes
 
 
@@ -292,6 +311,23 @@ def test_a_calibration_is_kept_by_device(tmp_path: Path) -> None:
     assert calibration.known(tmp_path, here, 4) is None
     calibration.keep(tmp_path, here, 4, 7e10)
     assert calibration.known(tmp_path, here, 4) == 7e10
+
+
+def test_a_measurement_on_a_busy_machine_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Hardware(
+        device="cpu", device_name="one", cores=2, memory_total_bytes=1, memory_free_bytes=1
+    )
+    assert calibration.is_due(tmp_path, here, 4)
+    calibration.keep(tmp_path, here, 4, 2e10)
+    assert not calibration.is_due(tmp_path, here, 4)
+    tomorrow = calibration.time.time() + calibration.VALID_S + 1
+    monkeypatch.setattr(calibration.time, "time", lambda: tomorrow)
+    assert calibration.is_due(tmp_path, here, 4)
+    calibration.keep(tmp_path, here, 4, 8e10)
+    calibration.keep(tmp_path, here, 4, 3e10)
+    assert calibration.known(tmp_path, here, 4) == 8e10
 
 
 def test_a_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from lora_studio.hardware import Hardware
 
 MEASURE_S = 1.0
+PRODUCTS = 8
+"""Products between two looks at the clock."""
+VALID_S = 24 * 3600
 SHAPE = {"cpu": (512, 1024, 1024), "mps": (2048, 2048, 2048), "cuda": (4096, 4096, 4096)}
 """Rows and widths of the products, about those of a training step on such a device."""
 
@@ -30,35 +35,53 @@ def measure(device: str, width: int) -> float:
     for _ in range(3):
         left @ right
     wait()
-    done, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < MEASURE_S:
-        for _ in range(8):
+    slices, end = [], time.perf_counter() + MEASURE_S
+    while (start := time.perf_counter()) < end or len(slices) < 2:
+        for _ in range(PRODUCTS):
             left @ right
         wait()
-        done += 8
-    return 2 * rows * d_in * d_out * done / passed
+        slices.append(time.perf_counter() - start)
+    # One in ten from the fastest: what is kept must not be that of a moment when others worked.
+    usual = statistics.quantiles(slices, n=10)[0]
+    return 2 * rows * d_in * d_out * PRODUCTS / usual
 
 
 def known(cache: Path, hardware: Hardware, width: int) -> float | None:
-    """Return the rate measured before on this device, or None."""
-    try:
-        found = json.loads(_file(cache).read_text(encoding="utf-8"))
-        return float(found[_name(hardware, width)])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """Return the highest rate that was measured on this device, or None."""
+    return _kept(cache, hardware, width)[0]
+
+
+def is_due(cache: Path, hardware: Hardware, width: int) -> bool:
+    """Return whether to measure: never done, or long ago, perhaps while the machine was busy."""
+    rate, measured_at = _kept(cache, hardware, width)
+    return rate is None or not 0 <= time.time() - measured_at < VALID_S
 
 
 def keep(cache: Path, hardware: Hardware, width: int, rate: float) -> None:
-    """Note a rate under the device's name."""
+    """Note a rate under the device's name; a higher one from before stays."""
+    best = max(rate, known(cache, hardware, width) or 0.0)
     file = _file(cache)
-    try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        found = {}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(found | {_name(hardware, width): rate}), encoding="utf-8")
+    found = _read(cache) | {_name(hardware, width): {"rate": best, "measured_at": time.time()}}
+    partial.write_text(json.dumps(found), encoding="utf-8")
     partial.replace(file)
+
+
+def _kept(cache: Path, hardware: Hardware, width: int) -> tuple[float | None, float]:
+    """Return the rate and the time of its last measurement."""
+    try:
+        entry = _read(cache)[_name(hardware, width)]
+        return float(entry["rate"]), float(entry["measured_at"])
+    except (KeyError, TypeError, ValueError):
+        return None, 0.0
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_file(cache).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _file(cache: Path) -> Path:
