@@ -3,11 +3,14 @@
     python benchmarks/memory_prediction.py [--only TEXT] [--keep FILE]
 
 Each setting trains two steps of its longest batch through the program's own session in a fresh
-process: the starter model, and a random Llama of 431 million parameters written to a temporary
+process: the starter model, and a random Llama of 381 million parameters written to a temporary
 folder. On a CPU the measure is the highest resident memory over the worker that has imported
-everything and loaded nothing; on CUDA the allocator's peak. Time is that of the second step,
-against a calibration of one second in the same process just before it: what else runs on the
-machine disturbs it.
+everything and loaded nothing; on CUDA the allocator's peak. Workers are told to give back freed
+memory, as one is that is short of it; with plenty free they hold up to 1.6 times as much.
+
+Time is that of the second step, against a calibration of one second in the same process. What else
+runs on the machine disturbs it, so it is given twice: by the clock, and in processor seconds for
+each thread, which is the time on a quiet machine.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,7 @@ def write_big(folder: Path, tokenizer_of: Path) -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**BIG, pad_token_id=2, bos_token_id=1, eos_token_id=2))
     model = model.to(torch.bfloat16).to_empty(device="cpu")
+    model.tie_weights()
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03)
     model.save_pretrained(folder)
@@ -108,6 +113,7 @@ def measure(setting: dict[str, Any], model: str) -> dict[str, Any]:
     import gc
 
     import bitsandbytes  # noqa: F401 - a part of the idle worker
+    import torch
 
     import lora_studio.training.worker  # noqa: F401
     from lora_studio.hardware import probe
@@ -156,6 +162,8 @@ def measure(setting: dict[str, Any], model: str) -> dict[str, Any]:
         with EventWriter(folder.events) as events:
             session = Session(recipe, settings, lambda *_: None)
             session.build(folder, events).attach(session._trainer, {})  # noqa: SLF001
+            ends: list[float] = []
+            session._trainer.add_callback(note_step_ends(ends))  # noqa: SLF001
             hardware = probe()
             place = Place.of(hardware, setting["precision"])
             highest = rehearsal.peak_bytes()
@@ -174,9 +182,21 @@ def measure(setting: dict[str, Any], model: str) -> dict[str, Any]:
             "parts": dict(predicted.memory.parts),
             "idle": idle,
             "step_s": steps[1] - steps[0],
+            "processor_step_s": (ends[1] - ends[0]) / torch.get_num_threads(),
             "predicted_step_s": predicted.step_seconds,
             "rate": rate,
         }
+
+
+def note_step_ends(ends: list[float]) -> Any:
+    """Return a callback that notes this process's processor seconds at the end of each step."""
+    from transformers import TrainerCallback
+
+    class Noted(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.process_time())
+
+    return Noted()
 
 
 def main() -> int:
@@ -196,7 +216,7 @@ def main() -> int:
 
     settings = CUDA_SETTINGS if probe().device == "cuda" else CPU_SETTINGS
     with tempfile.TemporaryDirectory() as temporary:
-        big = Path(temporary) / "llama-431m"
+        big = Path(temporary) / "llama-381m"
         if any(setting.get("big") for setting in settings):
             write_big(big, Path(resolve(STARTER, Settings.from_environment())))
         chosen = [setting for setting in settings if options.only in line(setting)]
@@ -209,7 +229,7 @@ def main() -> int:
 
 def line(setting: dict[str, Any]) -> str:
     """Return a setting in words."""
-    size = "431 M" if setting.get("big") else "135 M"
+    size = "381 M" if setting.get("big") else "135 M"
     marks = [
         f"labelled {setting['labelled']:.0%}" if "labelled" in setting else "",
         "recomputed" if setting.get("checkpointing") else "",
@@ -238,11 +258,12 @@ def in_process(setting: dict[str, Any], model: str) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    off, slow = error(found), time_error(found)
+    off = error(found)
     print(
         f"{line(setting):62} {found['predicted'] / 1e6:8.0f} {found['measured'] / 1e6:8.0f} MB"
-        f" {off:+6.1f} %   {found['predicted_step_s']:7.2f} {found['step_s']:7.2f} s"
-        f" {slow:+6.0f} %",
+        f" {off:+6.1f} %   {found['predicted_step_s']:7.2f} {found['step_s']:7.2f}"
+        f" {found['processor_step_s']:7.2f} s {time_error(found):+6.0f} %"
+        f" {time_error(found, 'processor_step_s'):+6.0f} %",
         flush=True,
     )
     return found
@@ -253,26 +274,29 @@ def error(found: dict[str, Any]) -> float:
     return 100 * (found["predicted"] / found["measured"] - 1)
 
 
-def time_error(found: dict[str, Any]) -> float:
-    """Return how far the predicted time of a step is off, in percent of the measured."""
-    return 100 * (found["predicted_step_s"] / found["step_s"] - 1)
+def time_error(found: dict[str, Any], measured: str = "step_s") -> float:
+    """Return how far the predicted time of a step is off, in percent of a measured one."""
+    return 100 * (found["predicted_step_s"] / found[measured] - 1)
 
 
 def summed(results: list[tuple[dict[str, Any], dict[str, Any]]]) -> int:
     """Print mean and worst errors, and whether the targets are met."""
     memory = [abs(error(found)) for _, found in results]
-    times = [abs(time_error(found)) for _, found in results]
     met = statistics.mean(memory) <= TARGET_MEAN and max(memory) <= TARGET_WORST
     print(
         f"memory: mean error {statistics.mean(memory):.1f} %, worst {max(memory):.1f} %"
         f" over {len(memory)} settings: {'met' if met else 'MISSED'}"
         f" (target {TARGET_MEAN:g} and {TARGET_WORST:g} %)"
     )
-    in_time = max(times) <= TARGET_TIME
-    print(
-        f"time of a step: mean error {statistics.mean(times):.0f} %, worst {max(times):.0f} %:"
-        f" {'met' if in_time else 'MISSED'} (target {TARGET_TIME:g} %)"
-    )
+    on_cpu = results[0][1]["device"] == "cpu"
+    for measure, name in (("step_s", "by the clock"), ("processor_step_s", "in processor time")):
+        times = [abs(time_error(found, measure)) for _, found in results]
+        if measure == "step_s" or on_cpu:
+            print(
+                f"time of a step {name}: mean error {statistics.mean(times):.0f} %,"
+                f" worst {max(times):.0f} %:"
+                f" {'met' if max(times) <= TARGET_TIME else 'MISSED'} (target {TARGET_TIME:g} %)"
+            )
     return 0 if met else 1
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from lora_studio.hardware import Hardware
 
 MEASURE_S = 1.0
-PRODUCTS = 8
-"""Products between two looks at the clock."""
+PRODUCTS = {"cpu": 1, "mps": 8, "cuda": 8}
+"""Products between two looks at the clock: some ten milliseconds, so that others are seen."""
 VALID_S = 24 * 3600
 SHAPE = {"cpu": (512, 1024, 1024), "mps": (2048, 2048, 2048), "cuda": (4096, 4096, 4096)}
 """Rows and widths of the products, about those of a training step on such a device."""
@@ -35,15 +35,16 @@ def measure(device: str, width: int) -> float:
     for _ in range(3):
         left @ right
     wait()
-    slices, end = [], time.perf_counter() + MEASURE_S
+    slices: list[float] = []
+    end = time.perf_counter() + MEASURE_S
     while (start := time.perf_counter()) < end or len(slices) < 2:
-        for _ in range(PRODUCTS):
+        for _ in range(PRODUCTS[device]):
             left @ right
         wait()
         slices.append(time.perf_counter() - start)
     # One in ten from the fastest: what is kept must not be that of a moment when others worked.
     usual = statistics.quantiles(slices, n=10)[0]
-    return 2 * rows * d_in * d_out * PRODUCTS / usual
+    return 2 * rows * d_in * d_out * PRODUCTS[device] / usual
 
 
 def known(cache: Path, hardware: Hardware, width: int) -> float | None:

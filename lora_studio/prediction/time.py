@@ -14,7 +14,7 @@ from lora_studio.prediction.workload import Workload
 
 EFFICIENCY = {"cpu": 0.55, "mps": 0.4, "cuda": 0.4}
 """Share of a matrix product's rate that a training step reaches, norms, softmax and Python
-included. CPU: measured by benchmarks/memory_prediction.py; the others were not measured."""
+included. CPU: measured in processor time; the others were not measured."""
 QUANTISED_TIME = {"nf4": 1.1, "int8": 1.5}
 """How much longer a step takes where weights are unpacked first: measured, CPU."""
 

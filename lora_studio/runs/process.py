@@ -24,9 +24,8 @@ log = logging.getLogger(__name__)
 
 WORKER = "lora_studio.training.worker"
 GRACE_S = 5.0
-# Tensors get pages of their own, given back when they are freed. Left to itself, glibc's malloc
-# keeps them in a heap with holes, and a training on a CPU takes up to 1.6 times the memory
-# (mallopt(3), M_MMAP_THRESHOLD; other C libraries do not read it).
+# For a worker that is short of memory: every tensor gets pages of its own, given back when it is
+# freed (mallopt(3), M_MMAP_THRESHOLD; other C libraries than glibc do not read it).
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
@@ -39,12 +38,7 @@ def start(folder: RunFolder, *, environment: Mapping[str, str]) -> int:
     """
     root = Path(__file__).resolve().parents[2]
     paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    env = {
-        **ALLOCATION,
-        **os.environ,
-        **environment,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+    env = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with folder.stdout.open("ab") as output:
         worker = subprocess.Popen(
             [sys.executable, "-u", "-m", WORKER, str(folder.path)],
