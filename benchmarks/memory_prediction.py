@@ -6,7 +6,7 @@ Each setting trains two steps of its longest batch through the program's own ses
 process: the starter model, and a random Llama of 381 million parameters written to a temporary
 folder. On a CPU the measure is the highest resident memory over the worker that has imported
 everything and loaded nothing; on CUDA the allocator's peak. Workers are told to give back freed
-memory, as one is that is short of it; with plenty free they hold up to 1.6 times as much.
+memory, as one that is short of it is; with plenty free they hold up to 1.6 times as much.
 
 Time is that of the second step, against a calibration of one second in the same process. What else
 runs on the machine disturbs it, so it is given twice: by the clock, and in processor seconds for
