@@ -471,6 +471,12 @@ def test_a_click_changes_nothing_that_no_button_offers(sent: Any) -> None:
     assert prediction_bar.chosen(SimpleNamespace(changes=sent)) == ()
 
 
+def test_how_good_a_prediction_is_is_said_where_it_was_measured() -> None:
+    said = prediction_bar.quality("cpu", english())
+    assert all(f"{percent:g} %" in said for percent in memory.ERRORS["cpu"])
+    assert prediction_bar.quality("cuda", english()) == english()("memory_quality_unknown")
+
+
 def test_time_is_said_once_it_is_known(starter: ModelInfo) -> None:
     assert "about" in prediction_bar.time(whole(starter, CPU), english())
     unknown = estimate(starter, recipe(), CPU)
