@@ -14,9 +14,10 @@ from lora_studio.prediction.workload import Workload
 
 EFFICIENCY = {"cpu": 0.55, "mps": 0.4, "cuda": 0.4}
 """Share of a matrix product's rate that a training step reaches, norms, softmax and Python
-included. CPU: measured in processor time; the others were not measured."""
+included. CPU: from one run in processor time on a busy machine; the others were not measured."""
 QUANTISED_TIME = {"nf4": 1.1, "int8": 1.5}
-"""How much longer a step takes where weights are unpacked first: measured, CPU."""
+"""How much longer a step takes where weights are unpacked first. NF4: 0.99 to 1.17 was measured on
+a CPU; int8 is a guess."""
 
 
 def pass_flop(
