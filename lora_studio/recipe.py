@@ -23,13 +23,22 @@ from lora_studio.errors import RecipeError, StudioError
 
 VERSION = 1
 ALL_LINEAR = "all-linear"
-PARTS = ("system", "question", "context", "answer", "turns", "text")
+PARTS = ("system", "question", "context", "answer", "turns", "text", "label")
 """What a column of a table can be."""
 
 PrecisionName = Literal["auto", "nf4", "int8", "bf16", "fp16", "fp32"]
+CLASSIFICATION = "classification"
 FormatName = Literal[
-    "auto", "text", "prompt_completion", "alpaca", "question_answer", "messages", "conversations"
+    "auto",
+    "text",
+    "prompt_completion",
+    "alpaca",
+    "question_answer",
+    "messages",
+    "conversations",
+    "classification",
 ]
+TaskName = Literal["CAUSAL_LM", "SEQ_CLS"]
 ChatTemplateName = Literal[
     "plain", "chatml", "llama3", "gemma", "mistral", "phi", "zephyr", "alpaca", "vicuna"
 ]
@@ -113,10 +122,11 @@ class DataSpec:
     encoding: str = "auto"
     """Character encoding of the text files, as Python names it; `auto` finds it out."""
     format: FormatName = "auto"
-    """What a row means; `auto` recognises it from the columns."""
+    """What a row means; `auto` recognises it from the columns. `classification` is a text and its
+    label: the model learns to sort texts instead of writing them."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column holds which part (`question`, `context`, `answer`, `system`, `turns`, `text`);
-    empty guesses from the names."""
+    """Which column holds which part (`question`, `context`, `answer`, `system`, `turns`, `text`,
+    `label`); empty guesses from the names."""
     template: str = ""
     """A Jinja template over the columns: it makes the question where `columns` names an answer,
     else the whole text."""
@@ -220,6 +230,11 @@ class Recipe:
     """Questions answered while it learns; empty takes two from the held-out rows."""
     seed: int = 42
     """Seed of data order, adapter initialisation and dropout."""
+
+    @property
+    def task_type(self) -> TaskName:
+        """What the adapter is for, as PEFT names it: writing text, or sorting it into classes."""
+        return "SEQ_CLS" if self.data.format == CLASSIFICATION else "CAUSAL_LM"
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:
