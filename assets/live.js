@@ -2,7 +2,7 @@
 const at = (name) => element.querySelector(name);
 const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
-let first = null, last = null;
+let first = null, last = null, sorts = false;
 
 const script = () => loading || (loading = new Promise((done, fail) => {
   if (window.Plotly) return done();
@@ -26,7 +26,10 @@ const lossTraces = () => [
   { x: [], y: [], mode: 'markers', name: words.raw, marker: { color: css('--trained'), size: 4, opacity: 0.35 } },
   { x: [], y: [], mode: 'lines', name: words.smoothed, line: { color: css('--trained'), width: 2 } },
   { x: [], y: [], mode: 'lines+markers', name: words.held_out, cliponaxis: false, marker: { color: css('--ink'), size: 8, symbol: 'diamond' }, line: { color: css('--ink'), width: 1, dash: 'dot' } },
+  ...(sorts ? [{ x: [], y: [], mode: 'lines+markers', name: words.accuracy, yaxis: 'y2', cliponaxis: false, marker: { color: css('--warn'), size: 7 }, line: { color: css('--warn'), width: 2 } }] : []),
 ];
+const lossTitle = () => (sorts ? words.chart_sorting : words.chart_loss);
+const lossAxes = () => (sorts ? { yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, tickmode: 'array', tickvals: [0, 0.25, 0.5, 0.75, 1], tickformat: '.0%', range: [0, 1] } } : {});
 const rateTraces = () => [
   { x: [], y: [], mode: 'lines', name: words.learning_rate, line: { color: css('--frozen'), width: 2 } },
   { x: [], y: [], mode: 'lines', name: words.grad_norm, yaxis: 'y2', line: { color: css('--trained'), width: 1 } },
@@ -35,7 +38,7 @@ const rateTraces = () => [
 async function begin() {
   await script();
   at('.plots').hidden = false;
-  await Plotly.react(at('.loss'), lossTraces(), layout(words.chart_loss, {}), options);
+  await Plotly.react(at('.loss'), lossTraces(), layout(lossTitle(), lossAxes()), options);
   await Plotly.react(at('.rate'), rateTraces(), layout(words.chart_rate, {
     yaxis: { gridcolor: css('--line'), tickformat: '.0e', zeroline: false, nticks: 5, rangemode: 'tozero' },
     yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, nticks: 4, tickformat: '.2~f', rangemode: 'tozero' } }), options);
@@ -52,7 +55,7 @@ function recolour() {
     for (const axis of ['xaxis', 'yaxis']) div.layout[axis].gridcolor = css('--line');
     Plotly.redraw(div);
   };
-  restyle(at('.loss'), lossTraces, words.chart_loss);
+  restyle(at('.loss'), lossTraces, lossTitle());
   restyle(at('.rate'), rateTraces, words.chart_rate);
 }
 
@@ -68,7 +71,45 @@ async function draw(news) {
     at('.loss').setAttribute('aria-label', `${words.chart_loss}: ${first?.toFixed(3)} → ${last?.toFixed(3)}, ${words.step} ${s.step[s.step.length - 1]}`);
     at('.rate').setAttribute('aria-label', words.chart_rate);
   }
-  if (news.evals.length) await Plotly.extendTraces(at('.loss'), { x: [news.evals.map((e) => e.step)], y: [news.evals.map((e) => e.loss)] }, [2]);
+  if (news.evals.length) {
+    const when = news.evals.map((e) => e.step);
+    await Plotly.extendTraces(at('.loss'), { x: [when], y: [news.evals.map((e) => e.loss)] }, [2]);
+    if (sorts) await Plotly.extendTraces(at('.loss'), { x: [when], y: [news.evals.map((e) => e.accuracy)] }, [3]);
+  }
+  if ('confusion' in news) confusion(news.confusion);
+}
+
+const make = (tag, text, name) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; if (name) node.className = name; return node; };
+
+// What was taken for what: a row for each true class, a column for each that was said.
+function matrix(found) {
+  const table = make('table'), head = make('tr'), share = (part, whole) => (whole ? part / whole : 0);
+  table.append(make('caption', found.title));
+  const axes = make('th', `${words.true_class} ↓ \u00a0 ${words.predicted_class} →`, 'axes'); head.append(axes);
+  for (const label of found.labels) { const cell = make('th'); cell.scope = 'col'; cell.title = label; cell.append(make('span', label)); head.append(cell); }
+  head.append(make('th', words.found_share, 'share')); table.append(head);
+  found.rows.forEach((row, i) => {
+    const line = make('tr'), whole = row.reduce((sum, count) => sum + count, 0), name = make('th', found.labels[i]);
+    name.scope = 'row'; name.title = found.labels[i]; line.append(name);
+    row.forEach((count, j) => {
+      const cell = make('td', count || '·', i === j ? 'right' : count ? 'wrong' : 'none');
+      cell.style.setProperty('--share', `${Math.round(45 * share(count, whole))}%`);
+      cell.title = `${found.labels[i]} → ${found.labels[j]}: ${count}`; line.append(cell);
+    });
+    line.append(make('td', whole ? `${Math.round(100 * share(row[i], whole))} %` : '–', 'share')); table.append(line);
+  });
+  table.classList.toggle('many', found.labels.length > 6);
+  return table;
+}
+
+function confusion(found) {
+  const box = at('.confusion');
+  box.hidden = !found;
+  if (!found) return;
+  if (found.labels) return box.replaceChildren(matrix(found));
+  const list = make('ul');
+  list.append(...found.pairs.map((pair) => make('li', pair)));
+  box.replaceChildren(make('h3', found.title), list);
 }
 
 function write(name, text) { const node = at(name); if (node.textContent !== text) node.textContent = text; }
@@ -105,6 +146,7 @@ function forget() {
   cursor = [0, 0, 0]; smooth = null; first = last = null; drawn = false;
   if (window.Plotly) { Plotly.purge(at('.loss')); Plotly.purge(at('.rate')); }
   at('.plots').hidden = true; at('.samples').replaceChildren(); at('.tiles').replaceChildren(); at('.heading').hidden = true;
+  at('.confusion').hidden = true;
   at('.cause').hidden = true; at('details').open = false;
 }
 
@@ -116,7 +158,8 @@ async function ask() {
   const [steps, evals, past] = cursor;
   const news = await server.delta({ run, steps, evals, samples: past });
   if (news.run !== shown || run !== props.value) return 200;
-  if (news.words) { words = news.words; write('.heading', words.samples); write('.log summary', words.log); at('details').hidden = false; }
+  sorts = news.sorts;
+  if (news.words) { words = news.words; write('.heading', sorts ? words.verdicts : words.samples); write('.log summary', words.log); at('details').hidden = false; }
   if (cursor.some((count, i) => news.from[i] < count)) forget();
   await draw(news);
   samples(news.samples); tiles(news.tiles); cursor = news.cursor;

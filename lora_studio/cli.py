@@ -194,7 +194,7 @@ def _show(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         _print_json(summary)
         return DONE
-    _print_facts(summary)
+    _print_facts({name: value for name, value in summary.items() if value != []})
     if history.cause is not None:
         print(history.cause)
     return DONE
@@ -208,6 +208,8 @@ def _stop(options: argparse.Namespace, settings: Settings) -> int:
 def _ask(options: argparse.Namespace, settings: Settings) -> int:
     sampling = Sampling(greedy=options.greedy, max_new_tokens=options.max_new_tokens)
     studio = _studio(settings)
+    if studio.labels(options.run_id):
+        return _classify(options, studio)
     question = [{"role": "user", "content": options.question}]
     panes = [
         Pane(adapter=None, messages=question),  # type: ignore[arg-type]
@@ -222,6 +224,25 @@ def _ask(options: argparse.Namespace, settings: Settings) -> int:
         _print_json(found)
     else:
         _print_facts(found)
+    return DONE
+
+
+def _classify(options: argparse.Namespace, studio: Studio) -> int:
+    """Print how likely each class is to the base and to the adapter, the likeliest first."""
+    found: dict[str, Any] = {}
+    for event in studio.classify(options.run_id, options.question):
+        if "labels" in event:
+            found = event
+    shown = {
+        side: dict(zip(found["labels"], found[side], strict=True)) for side in ("base", "adapter")
+    }
+    if options.json:
+        _print_json(shown)
+        return DONE
+    print(say("cli.untrained_head"), file=sys.stderr)
+    for side, shares in shown.items():
+        ordered = sorted(shares.items(), key=lambda pair: -pair[1])
+        print(f"{side}: " + ", ".join(f"{label} {share:.1%}" for label, share in ordered))
     return DONE
 
 
@@ -248,8 +269,10 @@ def _preview(options: argparse.Namespace, settings: Settings) -> int:
         _print_json(found)
         return DONE
     _print_facts({name: value for name, value in found.items() if isinstance(value, (int, str))})
+    for label, train, held in found["labels"]:
+        print(say("cli.class_rows", label=label, train=train, held=held))
     for sample in found["samples"]:
-        print("---")
+        print(f"--- {sample['label']}".rstrip())
         tokens = zip(sample["tokens"], sample["mask"], strict=True)
         print("".join(f"[{text}]" if trained else text for text, trained in tokens))
     return DONE

@@ -29,7 +29,8 @@ class Clash:
     """Choices that cannot all stand in one recipe, and why."""
 
     names: frozenset[str]
-    """Methods, a precision, a device, or a setting that may be given at all."""
+    """Methods, a precision, a device, a setting that may be given at all, or `seq_cls` where texts
+    are sorted."""
     key: str
     """Key of the sentence; its values are `precision` and `device`."""
 
@@ -44,6 +45,7 @@ CLASHES: tuple[Clash, ...] = (
     *_each("loftq", ("int8", "bf16", "fp16", "fp32"), "methods.loftq_needs_nf4"),
     *_each("pissa", ("nf4", "int8", "bf16", "fp16"), "methods.pissa_needs_fp32"),
     *_each("pissa", (*BIASES, "modules_to_save"), "methods.pissa_saves_matrices_only"),
+    *_each("pissa", ("seq_cls",), "methods.pissa_saves_no_head"),
     *_each("dora", ("pissa", "loftq"), "methods.dora_needs_a_zero_start"),
     Clash(frozenset({"pissa", "rslora", "rank_pattern"}), "methods.pissa_rslora_patterns"),
     Clash(frozenset({"pissa", "rslora", "alpha_pattern"}), "methods.pissa_rslora_patterns"),
@@ -154,9 +156,8 @@ LABELS = {
 def _names(recipe: Recipe, precision: str, device: str) -> frozenset[str]:
     adapter = recipe.adapter
     given = ("modules_to_save", "rank_pattern", "alpha_pattern")
-    return frozenset(
-        (precision, device, *chosen(recipe), *(name for name in given if getattr(adapter, name)))
-    )
+    settings = (name for name in given if getattr(adapter, name))
+    return frozenset((recipe.task_type.lower(), precision, device, *chosen(recipe), *settings))
 
 
 def _sentence(clash: Clash, precision: str, device: str) -> StudioError:

@@ -19,9 +19,10 @@ from lora_studio.models.targets import selected
 from lora_studio.prediction.estimate import Estimate, estimate
 from lora_studio.prediction.fixes import Fix, fixes
 from lora_studio.prediction.memory import Place
+from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 from lora_studio.recommendations.recommendation import warnings
-from lora_studio.training.plan import EVAL_ROWS, evaluates_every, total_steps
+from lora_studio.training.plan import evaluates_every, measured_rows, total_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,7 @@ def look_ahead(
     precision, problems = _precision(recipe, hardware)
     problems += methods.problems(recipe, precision, hardware.device)
     if info is not None:
-        problems += accounting.problems(info, recipe.adapter)
-        problems += methods.rank_problems(recipe.adapter, _sizes(info, recipe))
+        problems += _misfits(info, recipe, report)
     place = Place.of(hardware, precision, free)
     usable = [found.name for found in precisions(hardware) if found.available]
     can_count = info is not None and not problems
@@ -89,6 +89,19 @@ def _precision(recipe: Recipe, hardware: Hardware) -> tuple[str, list[StudioErro
         return resolve_precision(recipe.precision, hardware), []
     except ModelError as error:
         return default_precision(hardware), [error]
+
+
+def _misfits(
+    info: ModelInfo, recipe: Recipe, report: Mapping[str, Any] | None
+) -> list[StudioError]:
+    """Return what of the recipe this model does not have."""
+    labels = Workload.of(recipe, report).labels
+    if labels is not None and not info.can_classify:
+        return [StudioError("model.cannot_classify", source=info.source, name=info.architecture)]
+    return [
+        *accounting.problems(*accounting.classifying(info, recipe.adapter, labels)),
+        *methods.rank_problems(recipe.adapter, _sizes(info, recipe)),
+    ]
 
 
 def _sizes(info: ModelInfo, recipe: Recipe) -> dict[str, int]:
@@ -116,5 +129,5 @@ def _counts(recipe: Recipe, report: Mapping[str, Any] | None, place: Place) -> d
     steps = total_steps(recipe, report["trained_rows"])
     # One evaluation comes before the first step.
     evaluations = 1 + steps // evaluates_every(recipe, steps) if report["eval_rows"] else 0
-    held = min(report["eval_rows"], EVAL_ROWS[place.device])
+    held = measured_rows(recipe, place.device, report["eval_rows"])
     return {"steps": steps, "evaluations": evaluations, "eval_rows": held}

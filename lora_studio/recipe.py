@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import yaml
 
@@ -27,7 +27,7 @@ PARTS = ("system", "question", "context", "answer", "turns", "text", "label")
 """What a column of a table can be."""
 
 PrecisionName = Literal["auto", "nf4", "int8", "bf16", "fp16", "fp32"]
-CLASSIFICATION = "classification"
+CLASSIFICATION: Final = "classification"
 FormatName = Literal[
     "auto",
     "text",
@@ -82,7 +82,7 @@ class ChecksSpec:
     odd_values: Literal["fix", "skip", "stop"] = "fix"
     """Rows with NaN (read as empty) or with a key that stands twice (the last value counts)."""
     empty_answers: Literal["skip", "stop"] = "skip"
-    """Rows without an answer, or without any text."""
+    """Rows without an answer, without a label where there must be one, or without any text."""
     duplicates: Literal["keep", "skip", "stop"] = "keep"
     """Rows that stand in the data word for word before; the first stays."""
     near_duplicates: Literal["keep", "skip", "stop"] = "keep"
@@ -104,6 +104,10 @@ class ChecksSpec:
     """Answers cut at `max_length`, so that their end is not learned; fixing cuts the start."""
     leaks: Literal["fix", "keep", "stop"] = "fix"
     """Held-out rows that are also trained on; fixing trains on them only."""
+    rare_labels: Literal["keep", "skip", "stop"] = "keep"
+    """Classes with fewer than five rows to learn from; skipping leaves their rows out."""
+    label_conflicts: Literal["keep", "skip", "stop"] = "keep"
+    """Texts that stand in the data with different labels; skipping leaves out all such rows."""
 
 
 def choices(check: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,6 @@ from lora_studio.runs.accelerator import Accelerator, Job
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
-from lora_studio.training.plan import EVAL_ROWS
 from lora_studio.wording import ASSETS
 
 log = logging.getLogger(__name__)
@@ -269,9 +268,9 @@ class Studio:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SCRIPT).write_text(text, encoding="utf-8")
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            most = EVAL_ROWS[self.hardware.device]
+            device = self.hardware.device
             yield from self._bench.stream(
-                "write_rows", recipe=recipe, folder=folder, most_held_out=most, token=token
+                "write_rows", recipe=recipe, folder=folder, device=device, token=token
             )
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -433,6 +432,51 @@ class Studio:
         Raises:
             StudioError: If the run has no adapter, or a training has the accelerator.
         """
+        if self.labels(run_id):
+            raise StudioError("chat.only_classes")
+
+        def answers() -> Iterator[dict[str, Any]]:
+            yield from self._chat.stream("generate", panes=list(panes), sampling=sampling)
+
+        yield from self._loaded(run_id, answers)
+
+    def labels(self, run_id: str) -> list[str]:
+        """Return the classes a run sorts texts into, in their order; none if it writes.
+
+        Raises:
+            RunError: If there is no such run.
+        """
+        return list(self.history(run_id).plan.get("labels") or ())
+
+    def classify(self, run_id: str, text: str) -> Iterator[dict[str, Any]]:
+        """Say how likely each class is for a text, to the base and to the adapter of a run.
+
+        Args:
+            run_id: Whose base, precision and adapter to use; the base's head is the untrained
+                one that the run began with.
+            text: What is sorted.
+
+        Yields:
+            `{"stage", "done", "total"}` while the model is fetched and loaded, at last
+            `{"labels", "base", "adapter"}`: names, and probabilities in the same order.
+
+        Raises:
+            StudioError: As `ask`, or if the run does not sort texts into classes.
+        """
+        labels = self.labels(run_id)
+        if not labels:
+            raise StudioError("chat.no_classes")
+
+        def found() -> Iterator[dict[str, Any]]:
+            base, adapter = self._chat.call("classify", text=text, adapters=[None, run_id])
+            yield {"labels": labels, "base": base, "adapter": adapter}
+
+        yield from self._loaded(run_id, found)
+
+    def _loaded(
+        self, run_id: str, work: Callable[[], Iterator[dict[str, Any]]]
+    ) -> Iterator[dict[str, Any]]:
+        """Load a run's base and adapter, then do some work with them; nobody comes in between."""
         history = self.history(run_id)
         adapter = self._adapter(history)
         recipe = history.folder.read_recipe()
@@ -458,8 +502,10 @@ class Studio:
                     precision=precision,
                     device=self.hardware.device,
                     adapters={run_id: str(adapter)},
+                    labels=self.labels(run_id),
+                    seed=recipe.seed,
                 )
-                yield from self._chat.stream("generate", panes=list(panes), sampling=sampling)
+                yield from work()
             finally:
                 self._accelerator.release(job)
 

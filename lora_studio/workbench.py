@@ -22,6 +22,7 @@ from lora_studio.models.sources import resolve
 from lora_studio.prediction.calibration import measure
 from lora_studio.recipe import Recipe
 from lora_studio.settings import Settings
+from lora_studio.training.plan import measured_rows
 
 Progress = Callable[[str, int, int], None]
 
@@ -69,13 +70,14 @@ class Workbench:
         )
 
     def write_rows(
-        self, recipe: Recipe, folder: Path, most_held_out: int, token: str | None = None
+        self, recipe: Recipe, folder: Path, device: str, token: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """Write a recipe's rows as text; the result is that of `exports.rows.write_rows`."""
 
         def write(progress: Progress) -> dict[str, int]:
             prepared = self._last_prepared(recipe, token, progress)
-            return write_rows(prepared, folder, most_held_out=most_held_out)
+            held_out = measured_rows(recipe, device, len(prepared.evaluation))
+            return write_rows(prepared, folder, held_out=held_out)
 
         return _with_progress(write)
 

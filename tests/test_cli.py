@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from sorting import LABELS, make_sorter, write_run
 
 from lora_studio.cli import main
 from lora_studio.runs.folder import listed
@@ -120,8 +122,8 @@ def test_show_prints_exactly_what_is_promised(cli: Call, home: Path, trained: Sa
     found = json.loads(said.out)
     assert said.code == 0
     assert list(found) == [
-        "id", "status", "first_train_loss", "last_train_loss", "eval_losses", "steps",
-        "tokens_per_s", "adapter",
+        "id", "status", "first_train_loss", "last_train_loss", "eval_losses", "eval_accuracies",
+        "eval_f1s", "steps", "tokens_per_s", "adapter",
     ]  # fmt: skip
     assert (found["id"], found["status"], found["steps"]) == ("from-the-shell-1", "finished", 3)
     assert isinstance(found["first_train_loss"], float)
@@ -130,6 +132,7 @@ def test_show_prints_exactly_what_is_promised(cli: Call, home: Path, trained: Sa
     assert found["adapter"] == str(home / "runs" / "from-the-shell-1" / "adapter")
     plain = cli("show", "from-the-shell-1")
     assert "status: finished" in plain.out
+    assert "eval_accuracies" not in plain.out
 
 
 @pytest.mark.slow
@@ -160,6 +163,48 @@ def test_ask_prints_both_answers_and_twice_the_same(cli: Call, trained: Said) ->
     assert all(isinstance(answer, str) for answer in found.values())
     assert json.loads(cli(*ask).out) == found
     assert cli(*ask[:3], "--max-new-tokens", "4").out.startswith("base: ")
+
+
+@pytest.fixture
+def sorted_run(home: Path, tiny_llama: Path) -> Iterator[str]:
+    """A run that sorts texts into classes, written without training."""
+    run = write_run(home / "runs" / "sort-1", str(tiny_llama))
+    make_sorter(tiny_llama, run.adapter, seed=1)
+    yield run.id
+    shutil.rmtree(run.path)
+
+
+def test_show_prints_how_well_a_run_sorts(cli: Call, sorted_run: str) -> None:
+    said = cli("show", sorted_run, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert (found["eval_accuracies"], found["eval_f1s"]) == ([0.2, 0.6, 0.9], [0.2, 0.6, 0.9])
+    assert "eval_accuracies: [0.2, 0.6, 0.9]" in cli("show", sorted_run).out
+
+
+def test_ask_gives_a_run_that_sorts_a_text_and_prints_both_sides_classes(
+    cli: Call, sorted_run: str
+) -> None:
+    said = cli("ask", sorted_run, "A coffee shop.", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert list(found) == ["base", "adapter"]
+    for shares in found.values():
+        assert list(shares) == list(LABELS)
+        assert sum(shares.values()) == pytest.approx(1)
+    assert found["base"] != found["adapter"]
+    likeliest = max(LABELS, key=found["adapter"].__getitem__)
+    plain = cli("ask", sorted_run, "A coffee shop.")
+    base, adapter = plain.out.splitlines()
+    assert base.startswith("base: ")
+    assert adapter.startswith(f"adapter: {likeliest} {found['adapter'][likeliest]:.1%}, ")
+    assert "untrained" in plain.err
+
+
+def test_ask_refuses_an_empty_text_for_a_run_that_sorts(cli: Call, sorted_run: str) -> None:
+    said = cli("ask", sorted_run, "  ")
+    assert (said.code, said.out) == (1, "")
+    assert "Write something first" in said.err
 
 
 @pytest.mark.slow
@@ -246,6 +291,17 @@ def test_preview_shows_the_tokens_that_are_trained(cli: Call, recipe: Path) -> N
     assert "is in the" in trained
     assert "name :" not in trained
     assert "[" in cli("preview", recipe).out
+
+
+def test_preview_names_the_classes_of_a_classification(cli: Call, recipe: Path) -> None:
+    rows = [{"text": f"Row {at}.", "label": "odd" if at % 2 else "even"} for at in range(20)]
+    file = recipe.parent / "labelled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = ("--set", f"data.files=[{file}]", "--set", "data.format=classification")
+    said = cli("preview", recipe, *settings)
+    assert said.code == 0, said.err
+    assert "class odd: 8 to learn from, 2 held out" in said.out
+    assert "--- even\nRow 0." in said.out
 
 
 def test_preview_adds_up_and_names_what_is_skipped(cli: Call, recipe: Path) -> None:

@@ -52,6 +52,21 @@ def test_a_slice_has_the_chosen_rows_and_columns(dataset: Path) -> None:
     ]
 
 
+def test_classes_have_the_names_that_the_dataset_gives_them(dataset: Path) -> None:
+    import datasets
+
+    kinds = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kinds})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    (dataset / "train.jsonl").unlink()
+    rows.to_parquet(dataset / "train.parquet")
+    records = list(hub.HubSource(HubSpec(repo_id=NAME)).records())
+    assert [record.value for record in records] == [
+        {"text": "a", "label": "pos"},
+        {"text": "b", "label": "neg"},
+    ]
+
+
 def test_all_rows_after_the_start(dataset: Path) -> None:
     records = list(hub.HubSource(HubSpec(repo_id=NAME, start=97, rows=None)).records())
     assert [record.number for record in records] == [98, 99, 100]

@@ -113,12 +113,12 @@ def chosen(info: ModelInfo, settings: dict[str, Any]) -> AdapterSpec:
     return AdapterSpec(**{"r": 4} | {key: fill(value) for key, value in settings.items()})
 
 
-def adapted(model: Any, info: ModelInfo, adapter: AdapterSpec) -> Any:
+def adapted(model: Any, info: ModelInfo, adapter: AdapterSpec, task_type: str = "CAUSAL_LM") -> Any:
     from peft import LoraConfig, get_peft_model
 
     names = peft_targets(info, adapter)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=adapter.r,
         bias=adapter.bias,
         target_modules=names,
@@ -151,6 +151,43 @@ def test_counts_are_those_of_peft_and_the_file_is_as_large(
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     saved = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert counted.adapter_bytes == pytest.approx(saved, rel=0.02)
+
+
+@pytest.mark.parametrize("choice", ["all", "all biases", "dora", "ranks", "one path", "embedding"])
+def test_counts_of_a_classifier_are_those_of_peft_and_the_file_is_as_large(
+    built: Any, choice: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    config, info = built
+    assert info.can_classify is (config.model_type != "olmoe")
+    if not info.can_classify:
+        return
+    adapter = chosen(info, CHOICES[choice])
+    config.num_labels = 3
+
+    counted = count(info, adapter, 3)
+    whole = AutoModelForSequenceClassification.from_config(config)
+    model = adapted(whole, info.as_classifier(3), adapter, "SEQ_CLS")
+
+    assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
+    assert [module.name for module in counted.whole if module.role == "output"] == ["score"]
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    saved = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert counted.adapter_bytes == pytest.approx(saved, rel=0.02)
+
+
+def test_a_classifier_has_no_head_over_words_to_save(tiny_llama: Path) -> None:
+    from lora_studio.models.inspection import inspect_model
+
+    info = inspect_model(tiny_llama, "x")
+    adapter = AdapterSpec(modules_to_save=("lm_head",))
+    assert count(info, adapter).whole
+    with pytest.raises(RecipeError, match="lm_head"):
+        count(info, adapter, 2)
+    assert [problem.key for problem in problems(info.as_classifier(2), adapter)] == [
+        "model.unknown_saved"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")

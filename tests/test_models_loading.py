@@ -10,7 +10,7 @@ import torch
 from lora_studio.errors import ModelError
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
 from lora_studio.models.inspection import inspect_model
-from lora_studio.models.loading import load_model, load_tokenizer, reading
+from lora_studio.models.loading import load_classifier, load_model, load_tokenizer, reading
 from lora_studio.recipe import AdapterSpec
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -59,6 +59,50 @@ def test_an_adapter_learns_in_every_format_offered_on_a_processor(request, model
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+def test_one_seed_gives_one_head_over_classes_in_every_format(request, model):
+    folder = request.getfixturevalue(model)
+    names = ["no", "yes", "perhaps"]
+    heads = {
+        precision: load_classifier(folder, precision, "cpu", labels=names, seed=7).score
+        for precision in ("fp32", "nf4", "int8", "bf16")
+    }
+    exact = heads["fp32"].weight
+    assert {type(head) for head in heads.values()} == {torch.nn.Linear}
+    assert exact.shape == (3, 32)
+    assert exact.std().item() == pytest.approx(0.02, rel=0.3)
+    for precision, head in heads.items():
+        assert torch.equal(head.weight, exact.to(head.weight.dtype)), precision
+    other = load_classifier(folder, "fp32", "cpu", labels=names, seed=8).score.weight
+    assert not torch.equal(other, exact)
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_a_classifier_is_the_same_base_and_scores_the_last_token_of_a_padded_row(
+    request, model, precision
+):
+    folder = request.getfixturevalue(model)
+    classifier = load_classifier(folder, precision, "cpu", labels=["a", "b"], seed=1)
+    base = load_model(folder, precision, "cpu")
+    assert classifier.config.id2label == {0: "a", 1: "b"}
+    assert classifier.config.label2id == {"a": 0, "b": 1}
+    assert classifier.config.pad_token_id == load_tokenizer(folder).pad_token_id
+    assert classifier.get_output_embeddings() is None
+    assert not classifier.training
+    ids = torch.randint(3, 400, (2, 9), generator=torch.Generator().manual_seed(0))
+    ids[1, 6:] = classifier.config.pad_token_id
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with torch.no_grad():
+        hidden = base.base_model(ids, attention_mask=mask).last_hidden_state
+        scores = classifier(ids, attention_mask=mask).logits
+        alone = classifier(ids[1:, :6]).logits
+    last = torch.stack([hidden[0, 8], hidden[1, 5]])
+    torch.testing.assert_close(scores, last @ classifier.score.weight.T)
+    torch.testing.assert_close(scores[1:], alone)
 
 
 def test_only_conv1d_targets_want_fan_in_fan_out(tiny_llama, tiny_gpt2):

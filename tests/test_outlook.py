@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from lora_studio.hardware import Hardware
 from lora_studio.models.description import ModelInfo
 from lora_studio.outlook import look_ahead
 from lora_studio.recipe import Recipe
-from lora_studio.ui import method_choice, sum_card
+from lora_studio.ui import method_choice, parameter_table, sum_card
 from lora_studio.ui.language import Voice
 from lora_studio.wording import ASSETS
 
@@ -103,7 +104,66 @@ def test_a_learning_rate_far_off_is_a_warning_not_a_problem(info: ModelInfo) -> 
     assert not outlook.problems
 
 
+# Classification
+
+LABELLED = REPORT | {
+    "format": "classification", "trained_tokens": 400,
+    "labels": [["bad", 100, 5], ["fair", 100, 5], ["good", 200, 10]],
+}  # fmt: skip
+SORTS = "data.format=classification"
+
+
+def trained(info: ModelInfo, *settings: str, report: dict[str, Any] | None = None) -> int:
+    estimate = look_ahead(recipe(*settings), info, machine(), report).estimate
+    assert estimate is not None
+    return estimate.parameters.trainable
+
+
+def test_a_head_over_the_datas_classes_is_trained_beside_the_adapter(info: ModelInfo) -> None:
+    writes = trained(info, report=REPORT)
+    assert trained(info, SORTS, report=LABELLED) == writes + 3 * info.hidden_size
+
+
+def test_two_classes_are_counted_on_until_the_data_is_known(info: ModelInfo) -> None:
+    assert trained(info, SORTS) == trained(info) + 2 * info.hidden_size
+
+
+def test_a_model_that_cannot_classify_is_a_problem_only_where_it_is_to(info: ModelInfo) -> None:
+    other = replace(info, can_classify=False, source="owner/name")
+    outlook = look_ahead(recipe(SORTS), other, machine(), LABELLED)
+    assert [problem.key for problem in outlook.problems] == ["model.cannot_classify"]
+    assert "owner/name" in outlook.problems[0].say("en")
+    assert outlook.estimate is None
+    assert not look_ahead(Recipe(), other, machine(), REPORT).problems
+
+
+def test_the_head_over_words_cannot_be_trained_where_there_is_none(info: ModelInfo) -> None:
+    wrong = recipe(SORTS, "adapter.modules_to_save=[lm_head]")
+    outlook = look_ahead(wrong, info, machine(), LABELLED)
+    assert [problem.key for problem in outlook.problems] == ["model.unknown_saved"]
+    assert not look_ahead(recipe("adapter.modules_to_save=[lm_head]"), info, machine()).problems
+
+
 # On the page
+
+
+def test_the_head_over_classes_has_its_row_in_the_table_of_what_is_trained(
+    info: ModelInfo,
+) -> None:
+    estimate = look_ahead(recipe(SORTS), info, machine(), LABELLED).estimate
+    assert estimate is not None
+    html = parameter_table.table(estimate.parameters, Voice(None))
+    assert "<code>score</code>" in html
+    assert f"3 × {info.hidden_size}" in html
+    assert "new head" in html
+
+
+def test_the_sum_speaks_of_labels_where_texts_are_sorted(info: ModelInfo) -> None:
+    asked = recipe(SORTS)
+    outlook = look_ahead(asked, info, machine(), LABELLED)
+    total, *_ = sum_card.shown(outlook, asked, LABELLED, "cpu", Voice(None))
+    assert "learned labels" in total
+    assert "learned tokens" not in total
 
 
 def test_a_clicked_change_is_put_into_the_settings() -> None:

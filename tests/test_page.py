@@ -14,6 +14,7 @@ import pytest
 import yaml
 from browser import ROOT, App, Witness, chromium
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sorting import make_sorter, write_run
 
 from lora_studio.models import starter
 from lora_studio.recipe import Recipe
@@ -220,6 +221,34 @@ def test_a_goal_sets_everything_and_what_a_person_changed_can_be_put_back(
     assert value(page, "r") == wanted
 
 
+def test_the_goal_of_classification_reads_a_table_by_its_labels(
+    visit: Visit, tiny_app: App, tmp_path: Path
+):
+    labelled = tmp_path / "labelled.csv"
+    words = {"good": "I love this", "bad": "이건 별로예요"}
+    lines = [f"{text} {n},{label}" for n in range(30) for label, text in words.items()]
+    labelled.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    page = visit(tiny_app)
+    choose_tiny(page)
+    page.get_by_label(say("page.goal_classification")).check()
+    expect(page.locator("#goal-differs")).to_contain_text(say("page.goal_needs_labels"))
+    add(page, labelled)
+    expect(page.locator("#goal-differs")).to_contain_text(say("page.differs_none"))
+    unfold(page, "data-columns")
+    expect(page.locator("#data-format input")).to_have_value(say("page.format_classification"))
+    expect(page.locator("#total")).to_contain_text(say("page.sum_labels"))
+    expect(page.locator("#start")).to_be_enabled()
+
+    # Rows that are read otherwise bring the goal along, and the other way round.
+    page.get_by_label(say("page.goal_style")).check()
+    expect(page.locator("#data-format input")).to_have_value(say("page.format_auto"))
+    expect(page.locator("#total")).to_contain_text(say("page.sum_tokens"))
+    page.locator("#data-format input").click()
+    page.get_by_role("option", name=say("page.format_classification")).click()
+    expect(page.get_by_label(say("page.goal_classification"))).to_be_checked()
+    expect(page.locator("#total")).to_contain_text(say("page.sum_labels"))
+
+
 def test_settings_that_clash_are_said_beside_the_start(tiny: Page, pairs: Path):
     add(tiny, pairs)
     unfold(tiny, "more-adapter")
@@ -353,6 +382,49 @@ def test_a_discarded_run_leaves_no_adapter(tiny: Page, tiny_app: App, pairs: Pat
     folder = tiny_app.run("not-this-one-1")
     assert not is_running(folder.process)
     assert not folder.adapter.exists()
+
+
+@pytest.fixture
+def sorted_run(tiny_app: App, tiny_llama: Path) -> Iterator[str]:
+    """A run that sorts texts into classes, written without training."""
+    run = write_run(
+        tiny_app.home / "runs" / "sort-1", str(tiny_app.home / "models" / "tiny"),
+        prompts=["Nice.", "별로예요."],
+    )  # fmt: skip
+    make_sorter(tiny_llama, run.adapter, seed=1)
+    yield run.id
+    shutil.rmtree(run.path)
+
+
+@pytest.mark.parametrize(("locale", "language"), [("ko-KR", "ko"), ("en-US", "en")])
+def test_a_run_that_sorts_shows_its_confusion_and_both_sides_classes(
+    visit: Visit, tiny_app: App, sorted_run: str, locale: str, language: str
+):
+    page = visit(tiny_app, locale=locale)
+    live = page.locator("#live")
+    expect(live.locator(".name")).to_have_text(sorted_run)
+    expect(live).to_contain_text(say("page.live_accuracy", language))
+    expect(live.locator(".confusion td.right")).to_have_text(["9"] * 3)
+    expect(live.locator(".confusion td.wrong")).to_have_text(["1"] * 3)
+    curves = "document.querySelector('#live .plot.loss').data.map(({y}) => y.length)"
+    assert page.evaluate(curves) == [8, 8, 3, 3]
+
+    page.get_by_role("tab", name=say("page.tab_compare", language)).click()
+    box = page.locator("#classify")
+    expect(box).to_contain_text("bad, fair, good")
+    expect(page.locator("#question")).to_be_hidden()
+    expect(page.locator("#compare-clear")).to_be_hidden()
+    box.get_by_role("button", name="별로예요.").click()
+    sides = box.locator(".ls-classes .side")
+    expect(sides).to_have_count(2, timeout=SLOW_MS)
+    expect(page.locator("#classify-text textarea")).to_have_value("별로예요.")
+    for side in sides.all():
+        expect(side.locator("li")).to_have_count(3)
+        expect(side.locator("li.top")).to_have_count(1)
+    expect(sides.first).to_contain_text(say("page.classify_base_why", language))
+    page.locator("#classify-text textarea").fill(" ")
+    page.locator("#classify-send").click()
+    expect(box).to_contain_text(say("page.classify_first", language))
 
 
 def test_markup_in_the_data_is_shown_as_text_and_never_run(tiny: Page):

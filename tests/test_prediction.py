@@ -156,6 +156,27 @@ def test_only_labelled_positions_have_logits_on_a_processor(starter: ModelInfo) 
     assert found.parts["logits"] == 3 * 4 * 50 * starter.vocab_size
 
 
+def test_a_classifier_has_no_head_over_words_and_trains_its_own(starter: ModelInfo) -> None:
+    untied = replace(
+        starter, tied_embeddings=False,
+        parameters=starter.parameters + starter.vocab_size * starter.hidden_size,
+    )  # fmt: skip
+    writes, sorts = (recipe(f"data.format={name}") for name in ("auto", "classification"))
+    before, after = (predict(untied, asked, CPU) for asked in (writes, sorts))
+    head = starter.vocab_size * starter.hidden_size
+    assert before.parts["weights"] - after.parts["weights"] == 4 * (head - 2 * starter.hidden_size)
+    assert after.parts["adapters"] - before.parts["adapters"] == 4 * 2 * starter.hidden_size
+    assert after.parts["logits"] < before.parts["logits"] / 20
+    report = {"tokens": 1000, "trained_tokens": 20, "tokens_longest": 100, "trained_rows": 20,
+              "lengths": [(50, 20)], "labels": [["a", 4, 1]] * 5}  # fmt: skip
+    work = Workload.of(sorts, report)
+    assert work.labels == 5
+    assert Workload.of(writes, report).labels is None
+    counted = count(untied, sorts.adapter, 5)
+    known = predict(untied, sorts, CPU, work)
+    assert known.parts["optimizer"] == 2 * known.parts["gradients"] == 8 * counted.trainable
+
+
 def test_smaller_formats_take_less_and_quantise_linear_layers_only(starter: ModelInfo) -> None:
     sizes = {
         name: predict(starter, recipe(), replace(CPU, precision=name)).parts["weights"]
@@ -275,6 +296,18 @@ def test_arithmetic_is_counted_by_hand(starter: ModelInfo) -> None:
     assert flop == pytest.approx(expected)
     again = pass_flop(starter, counted, work, tokens=200, checkpointing=True)
     assert again - flop == pytest.approx(200 * 2 * body)
+
+
+def test_the_time_of_a_classifier_has_no_product_with_the_vocabulary(starter: ModelInfo) -> None:
+    flop = []
+    for name in ("auto", "classification"):
+        asked = recipe(f"data.format={name}")
+        work = replace(Workload.of(asked), labelled=1.0)
+        counted = count(starter, asked.adapter, work.labels)
+        flop.append(pass_flop(starter, counted, work, tokens=100, checkpointing=False))
+    head = 4 * starter.vocab_size * starter.hidden_size
+    expected = 100 * (head - 6 * 2 * starter.hidden_size)
+    assert flop[0] - flop[1] == pytest.approx(expected)
 
 
 def test_twice_the_rate_is_half_the_time_and_evaluations_come_on_top(starter: ModelInfo) -> None:

@@ -373,7 +373,8 @@ def test_what_was_chosen_stays_chosen_as_long_as_it_is_there(panel: RecipePanel)
     panel.keep_as(asked(), "a")
     saved, other = panel.refreshed("a", "saved:a", asked())
     assert (saved.value, other.value) == ("a", "saved:a")
-    said, delete, sure, saved, other = panel.drop("a", asked())
+    said, replace, delete, sure, saved, other = panel.drop("a", asked())
+    assert not replace.visible
     assert "deleted" in said
     assert (delete.visible, sure.visible) == (True, False)
     assert (saved.value, saved.choices) == (None, [])

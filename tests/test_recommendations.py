@@ -95,6 +95,10 @@ def text(rows: int) -> DataFacts:
     return DataFacts(rows=rows, tokens=rows * 500, trained_tokens=rows * 500, is_text=True)
 
 
+def labelled(rows: int, length: int = 90) -> DataFacts:
+    return replace(chats(rows, length), trained_tokens=rows, labels=3)
+
+
 def values(goal: table.GoalName = "style", data: DataFacts | None = None, **where):
     info, hardware = where.get("info", model()), where.get("hardware", CPU)
     found = recommend(goal, data or chats(1200), info, hardware)
@@ -210,6 +214,52 @@ def test_much_text_takes_a_higher_rank_and_no_rank_is_wider_than_a_layer() -> No
     assert values("style", chats(100))["r"] == 16
     assert values("style", chats(10**6))["r"] > 16
     assert values("style", chats(10**6), info=model(1e5, 4))["r"] == 4
+
+
+# Classification
+
+
+def test_only_classification_reads_the_rows_as_texts_with_labels() -> None:
+    for goal in table.GOAL_NAMES:
+        found = recommend(goal, labelled(400), model(), CPU)
+        sorts = goal == "classification"
+        assert ("data.format" in found.values) == sorts
+        assert found.applied(Recipe()).task_type == ("SEQ_CLS" if sorts else "CAUSAL_LM")
+    reason = found.values["data.format"]
+    assert "3 classes" in say(reason.reason_key, **reason.reason_values)
+
+
+def test_rows_read_otherwise_differ_from_the_recommendation_for_classification() -> None:
+    found = recommend("classification", labelled(400), model(), CPU)
+    other = found.applied(Recipe()).changed(["data.format=text"])
+    assert differing(other, found) == ["data.format"]
+
+
+@pytest.mark.parametrize("rows", [20, 400, 5_000, 50_000])
+def test_more_rows_are_held_out_where_right_answers_are_counted(rows: int) -> None:
+    counted = values("classification", labelled(rows))["eval_fraction"]
+    assert counted >= 2 * values("style", chats(rows))["eval_fraction"]
+    assert counted <= 0.2
+
+
+def test_few_labelled_rows_are_all_learned_from() -> None:
+    assert values("classification", labelled(19))["eval_fraction"] == 0
+
+
+def test_labels_take_the_least_rank_however_many_there_are() -> None:
+    assert values("classification", labelled(10))["r"] == 8
+    assert values("classification", labelled(10**7))["r"] == 8
+    assert values("classification", labelled(10**7), info=model(1e5, 4))["r"] == 4
+
+
+def test_the_classes_of_a_report_are_counted() -> None:
+    report = {
+        "trained_rows": 80, "eval_rows": 20, "tokens": 8_000, "trained_tokens": 80,
+        "lengths": [[100, 100]], "labels": [["bad", 40, 10], ["good", 40, 10]],
+    }  # fmt: skip
+    facts = DataFacts.from_report(report)
+    assert (facts.labels, facts.rows, facts.trained_tokens) == (2, 100, 100)
+    assert DataFacts.from_report(report | {"labels": []}).labels == 0
 
 
 @pytest.mark.parametrize(

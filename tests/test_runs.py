@@ -354,10 +354,27 @@ def test_the_summary_has_the_shape_that_show_prints(folder: RunFolder) -> None:
         "first_train_loss": 2.0,
         "last_train_loss": 1.0,
         "eval_losses": [3.0, 1.5],
+        "eval_accuracies": [],
+        "eval_f1s": [],
         "steps": 3,
         "tokens_per_s": 73.0,
         "adapter": None,
     }
+
+
+def test_the_summary_of_a_classification_has_what_its_evaluations_counted(
+    folder: RunFolder,
+) -> None:
+    counted = {"f1": 0.4, "confusion": [[1, 0], [1, 0]]}
+    write(
+        folder,
+        ("started", {"total_steps": 1, "task_type": "SEQ_CLS", "labels": ["no", "yes"]}),
+        ("eval", {"step": 0, "loss": 3.0, "accuracy": 0.5} | counted),
+        ("eval", {"step": 1, "loss": 1.0, "accuracy": 1.0} | counted),
+    )
+    summary = History(folder).update().summary()
+    assert summary["eval_accuracies"] == [0.5, 1.0]
+    assert summary["eval_f1s"] == [0.4, 0.4]
 
 
 # Processes

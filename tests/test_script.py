@@ -20,8 +20,9 @@ from transformers import AutoTokenizer
 
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded
 from lora_studio.errors import RecipeError
-from lora_studio.exports.rows import as_pieces
-from lora_studio.exports.script import comment, python_value, write_script
+from lora_studio.exports.rows import as_labelled, as_pieces
+from lora_studio.exports.script import HEAD_STD, comment, python_value, write_script
+from lora_studio.models import loading
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import create
@@ -146,6 +147,106 @@ def test_other_kinds_of_rows_are_trained_the_same(
     assert_same(ours, trained_by_script(tmp_path / "script", monkeypatch))
 
 
+# Classification
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Thirty short texts with one of three labels, in a table."""
+    words = {"좋음": "I love this", "bad": "이건 별로예요", "so-so": "it is a chair 🙂"}
+    lines = [f"{text} {n},{label}" for n in range(10) for label, text in words.items()]
+    file = tmp_path / "labelled.csv"
+    file.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    return file
+
+
+SORTS = ("data.format=classification", "training.learning_rate=0.02")
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("tiny_llama", ("adapter.lora_dropout=0.3", "training.gradient_accumulation_steps=3",
+                        "data.max_length=8")),
+        ("tiny_gpt2", ("adapter.bias=all", "training.loraplus_lr_ratio=4", "seed=7")),
+        ("tiny_llama", ("precision=nf4", "training.max_steps=null", "data.eval_fraction=0",
+                        "training.num_train_epochs=1")),
+    ],
+    ids=["dropout-cut", "gpt2-bias-loraplus", "nf4"],
+)  # fmt: skip
+def test_a_classification_is_trained_the_same_by_its_script(
+    make: Make,
+    labelled: Path,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    model: str,
+    changes: tuple[str, ...],
+) -> None:
+    recipe = make(*SORTS, *changes, model=request.getfixturevalue(model), data=labelled)
+    ours = trained_here(recipe, settings, tmp_path / "runs")
+    exported(recipe, settings, tmp_path / "script")
+    theirs = trained_by_script(tmp_path / "script", monkeypatch)
+    assert_same(ours, theirs)
+    (head,) = [weight for name, weight in theirs.items() if name.endswith("score.weight")]
+    assert head.shape == (3, 32)
+    config = json.loads((tmp_path / "script/adapter/config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "bad", "1": "so-so", "2": "좋음"}
+    assert config["architectures"][0].endswith("ForSequenceClassification")
+
+
+def test_what_is_measured_on_the_way_is_measured_by_the_script_too(
+    make: Make,
+    labelled: Path,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = make(*SORTS, "training.eval_steps=3", data=labelled)
+    trained_here(recipe, settings, tmp_path / "runs")
+    (events,) = (tmp_path / "runs").glob("*/events.jsonl")
+    ours = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    exported(recipe, settings, tmp_path / "script")
+    monkeypatch.chdir(tmp_path / "script")
+    log = runpy.run_path("train.py")["trainer"].state.log_history
+    measured = [event for event in ours if event["event"] == "eval"]
+    theirs = [entry for entry in log if "eval_loss" in entry]
+    assert len(measured) == len(theirs) == 3
+    for mine, other in zip(measured, theirs, strict=True):
+        for name in ("loss", "accuracy", "f1"):
+            assert mine[name] == pytest.approx(other[f"eval_{name}"], abs=1e-4), name
+
+
+def test_labelled_rows_are_written_as_texts_and_cut_ones_as_tokens(
+    make: Make, labelled: Path, settings: Settings, tmp_path: Path
+) -> None:
+    recipe = make(*SORTS, data=labelled)
+    said = exported(recipe, settings, tmp_path / "whole")
+    lines = (tmp_path / "whole/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert (len(rows), said["held_out"], said["as_numbers"]) == (24, 6, 0)
+    assert rows[0] == {"text": "I love this 0", "label": "좋음"}
+    names = json.loads((tmp_path / "whole/labels.json").read_text(encoding="utf-8"))
+    assert names == ["bad", "so-so", "좋음"]
+    # Eight tokens end within a Korean letter, of which no text is left.
+    cut = recipe.changed(["data.max_length=8"])
+    assert exported(cut, settings, tmp_path / "cut")["as_numbers"] > 0
+
+
+def test_a_text_that_spells_out_a_special_token_keeps_its_tokens(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    texts = ["plain 글", "a <|im_end|> b"]
+    rows = [
+        Encoded(ids, [IGNORE_INDEX] * len(ids), len(ids), label=1)
+        for ids in tokenizer(texts)["input_ids"]
+    ]
+    plain, special = as_labelled(rows, tokenizer, ["a", "b"])
+    assert plain == {"text": "plain 글", "label": "b"}
+    assert special == {"ids": rows[1].input_ids, "label": "b"}
+    assert list(as_labelled([], tokenizer, ["a"])) == []
+
+
 @pytest.mark.slow
 def test_a_plain_python_without_this_program_runs_it(
     make: Make, settings: Settings, tmp_path: Path
@@ -174,11 +275,13 @@ def test_a_plain_python_without_this_program_runs_it(
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
+@pytest.mark.parametrize("format_", ["auto", "classification"])
 @pytest.mark.parametrize("precision", ["nf4", "int8", "bf16", "fp16", "fp32"])
 def test_every_script_is_python_that_names_only_public_libraries(
-    make: Make, precision: str, language: str
+    make: Make, precision: str, format_: str, language: str
 ) -> None:
-    recipe = make("training.loraplus_lr_ratio=2", "adapter.rank_pattern={q_proj: 2}")
+    settings = ("training.loraplus_lr_ratio=2", "adapter.rank_pattern={q_proj: 2}")
+    recipe = make(*settings, f"data.format={format_}")
     text = write_script(recipe, precision=precision, info=None, language=language)
     roots = {
         name.split(".")[0]
@@ -187,16 +290,21 @@ def test_every_script_is_python_that_names_only_public_libraries(
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom)
                      else [alias.name for alias in node.names])
     }  # fmt: skip
-    public = {"json", "math", "pathlib", "torch", "datasets", "peft", "transformers", "trl"}
-    assert roots == public
+    public = {"json", "math", "pathlib", "torch", "datasets", "peft", "transformers"}
+    assert roots == public | ({"sklearn"} if format_ == "classification" else {"trl"})
     assert ("BitsAndBytesConfig" in text) == (precision in ("nf4", "int8"))
 
 
-def test_what_a_recipe_does_not_use_is_not_in_its_script(make: Make) -> None:
-    text = write_script(make(), precision="fp32", info=None)
+@pytest.mark.parametrize("format_", ["auto", "classification"])
+def test_what_a_recipe_does_not_use_is_not_in_its_script(make: Make, format_: str) -> None:
+    text = write_script(make(f"data.format={format_}"), precision="fp32", info=None)
     for name in ("loraplus", "dora", "rslora", "LAYERS", "RANK_PATTERN", "MODULES_TO_SAVE"):
         assert name not in text.replace("LORAPLUS", "loraplus")
     assert "\n\n\n\n" not in text
+
+
+def test_the_scripts_head_is_drawn_as_the_programs() -> None:
+    assert HEAD_STD == loading.HEAD_STD
 
 
 def test_a_name_in_a_recipe_never_becomes_code(make: Make) -> None:

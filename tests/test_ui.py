@@ -284,12 +284,54 @@ def test_nothing_of_the_data_is_read_as_markup() -> None:
     assert "<img" not in "".join(html)
 
 
+def test_rows_of_each_class_are_bars_the_largest_first() -> None:
+    sizes = [(EVIL, 3, 1), ("pos", 90, 10), *((f"kind {at}", 2, 0) for at in range(12))]
+    html = data_view.classes({"labels": sizes}, Voice(None))
+    assert html.index("90 + 10") < html.index("3 + 1") < html.index("kind 0")
+    assert html.count("<li>") == 12
+    assert "fewer rows each: 2" in html
+    assert "<img" not in html
+    assert data_view.classes(FOUND, Voice(None)) == ""
+
+
+def test_a_class_that_most_rows_belong_to_is_warned_of() -> None:
+    said = data_view.one_sided({"labels": [("no", 85, 10), ("yes", 4, 1)]}, Voice(None))
+    assert said.startswith("95% of the rows have one label, “no”")
+    assert data_view.one_sided({"labels": [("no", 80, 10), ("yes", 9, 1)]}, Voice(None)) == ""
+    assert data_view.one_sided(FOUND, Voice(None)) == ""
+
+
+def test_a_row_shows_its_class_and_the_legend_says_that_it_is_learned() -> None:
+    shown = data_rows.sample(row(label=EVIL), Voice(None))
+    assert '<b class="ls-class">&lt;img' in shown
+    assert "ls-class" not in data_rows.sample(row(), Voice(None))
+    found = {"page": 1, "pages": 1, "rows": [row(label="pos")]}
+    listed = data_rows.show("train", found, Voice(None))[0]
+    assert "the text&#x27;s label" in listed
+    assert "where to stop" not in listed
+
+
+def test_the_columns_to_choose_are_those_of_the_format(page: None) -> None:
+    columns = data_columns.build(Form())
+    found = FOUND | {
+        "columns": {"a.csv": ["t", "l"]},
+        "parts": {"a.csv": {"text": "t", "label": "l"}},
+    }
+    shown = columns.show(found, DataSpec(format="classification"), Voice(None))
+    pickers = {part: shown[picker] for part, picker in columns.pickers.items()}
+    assert {part for part, picker in pickers.items() if picker.visible} == {"text", "label"}
+    assert (pickers["text"].value, pickers["label"].value) == ("t", "l")
+    shown = columns.show(found, DataSpec(), Voice(None))
+    assert not shown[columns.pickers["label"]].visible
+    assert shown[columns.pickers["question"]].visible
+
+
 def test_the_guess_of_several_tables_is_that_of_the_first_that_has_the_part() -> None:
     assert data_columns.guessed(FOUND) == {"answer": "답", "question": "q"}
 
 
 def test_only_parts_with_a_column_are_chosen() -> None:
-    assert data_columns.chosen(["q", "", "a", None, 3, ""]) == {"question": "q", "answer": "a"}
+    assert data_columns.chosen(["q", "", "a", None, 3, "", ""]) == {"question": "q", "answer": "a"}
 
 
 def test_the_columns_that_an_error_names_can_be_chosen() -> None:

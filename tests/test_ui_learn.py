@@ -22,6 +22,7 @@ from lora_studio.settings import Settings
 from lora_studio.ui import goals, learn
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice
+from lora_studio.wording import say
 from lora_studio.workbench import Workbench
 
 FOUND = {
@@ -117,6 +118,51 @@ def test_names_of_modules_are_escaped(info: ModelInfo) -> None:
     found = goals.recommendation("style", FOUND, info, CPU)
     recipe = replace(Recipe(), adapter=AdapterSpec(target_modules=("<img src=x>",)))
     assert "<img" not in goals.differences(recipe, found, voice("en"))
+
+
+@pytest.mark.parametrize(
+    ("goal", "now", "wanted"),
+    [
+        ("classification", "auto", "classification"),
+        ("classification", "alpaca", "classification"),
+        ("style", "classification", "auto"),
+        ("style", "alpaca", "alpaca"),
+        ("style", "auto", "auto"),
+    ],
+)
+def test_a_goal_says_how_rows_are_read_only_where_it_must(goal: str, now: str, wanted: str) -> None:
+    form = Form({"seed": None, goals.FORMAT: None})
+    assert goals.format_for(goal, now) == wanted
+    put = goals.put_format(form, goal, [7, now], [8, gr.skip()])
+    assert put == [8, gr.skip() if wanted == now else wanted]
+
+
+def test_rows_read_otherwise_bring_the_goal_along() -> None:
+    assert goals.follow_format("classification", "style") == "classification"
+    assert goals.follow_format("auto", "classification") == GOAL_NAMES[0]
+    assert goals.follow_format("alpaca", "style") == gr.skip()
+    assert goals.follow_format("classification", "classification") == gr.skip()
+
+
+def test_nothing_is_recommended_from_rows_that_were_read_for_another_task(
+    info: ModelInfo,
+) -> None:
+    labelled = FOUND | {"format": "classification", "labels": [["a", 190, 10], ["b", 190, 10]]}
+    assert goals.recommendation("classification", FOUND, info, CPU) is None
+    assert goals.recommendation("style", labelled, info, CPU) is None
+    found = goals.recommendation("classification", labelled, info, CPU)
+    assert found is not None
+    html, _ = goals.show(found.applied(Recipe()), found, voice("ko"))
+    assert "클래스 2개" in html
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_what_classification_needs_is_said_beside_the_goal_until_it_is_there(
+    language: str,
+) -> None:
+    sorts = Recipe().changed(["data.format=classification"])
+    _, said = goals.show(sorts, None, voice(language))
+    assert say("page.goal_needs_labels", language) in said
 
 
 def test_putting_back_one_setting_leaves_the_others(info: ModelInfo, form: Form) -> None:

@@ -52,17 +52,29 @@ class Attached:
 
 
 class LoadedBase:
-    """A base model, its tokenizer and its adapters. Not thread-safe: the engine holds a lock."""
+    """A base model, its tokenizer and its adapters. Not thread-safe: the engine holds a lock.
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    Args:
+        model: A causal language model, or a sequence classifier.
+        tokenizer: The model's own.
+        classifies: Whether it is a sequence classifier.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, classifies: bool = False) -> None:
         self.model = model
+        self.classifies = classifies
         self.tokenizer = tokenizer
         self.adapters: dict[str, Attached] = {}
         self.end_ids: frozenset[int] = frozenset()
-        self._layout = BaseLayout.of(model)
+        self._layout = BaseLayout.of(model, classifies=classifies)
         self._own_template = tokenizer.chat_template
         self._keys = (f"adapter{number}" for number in itertools.count())
         self._choose_template()
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model's positions reach, or None if it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def attach(self, folders: dict[str, Path]) -> None:
         """Make these the attached adapters, by name; those already there stay untouched.

@@ -1,5 +1,7 @@
 """The engine of the comparison: one base model, many adapters, answers that stream side by side.
 
+Loaded with the names of classes it says how likely each class is instead of answering.
+
 It knows nothing of processes or pages: the app serves it in a child process
 (`Child("lora_studio.chat.engine:Engine")`), the command line calls it directly.
 """
@@ -21,11 +23,12 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from lora_studio.chat.base import LoadedBase
+from lora_studio.chat.classes import probabilities
 from lora_studio.chat.prompts import encode, pad_left
 from lora_studio.chat.request import Event, ModeEvent, Pane, Sampling
 from lora_studio.chat.streaming import Detokenizer, Row, RowStreamer, StopFlag
 from lora_studio.errors import StudioError
-from lora_studio.models.loading import load_model, load_tokenizer
+from lora_studio.models.loading import load_classifier, load_model, load_tokenizer
 
 Emit = Callable[[Event], None]
 
@@ -41,7 +44,7 @@ class Engine:
         self._turn = threading.Lock()
         self._stops: set[threading.Event] = set()
         self._loaded: LoadedBase | None = None
-        self._loaded_as: tuple[str, str, str] | None = None
+        self._loaded_as: tuple[Any, ...] | None = None
 
     @property
     def model(self) -> Any:
@@ -49,7 +52,14 @@ class Engine:
         return None if self._loaded is None else self._loaded.model
 
     def load(
-        self, model_folder: str, precision: str, device: str, adapters: dict[str, str]
+        self,
+        model_folder: str,
+        precision: str,
+        device: str,
+        adapters: dict[str, str],
+        *,
+        labels: Sequence[str] = (),
+        seed: int = 42,
     ) -> None:
         """Load a base model and make `adapters` the ones it answers as.
 
@@ -57,21 +67,27 @@ class Engine:
 
         Args:
             model_folder: The base model's folder.
-            precision: Number format of its weights, as `models.loading.load_model` takes it.
+            precision: Number format of its weights, as `models.load_model` takes it.
             device: Where it runs, as in `cpu` or `cuda`.
             adapters: Name to PEFT folder.
+            labels: Names of the classes texts are sorted into; none to write answers.
+            seed: What the classifier's untrained head is drawn from; the recipe's.
 
         Raises:
             ModelError: If the base cannot be loaded.
             AdapterError: If an adapter cannot be used with it; the others stay as they were.
         """
-        wanted = (model_folder, precision, device)
+        wanted = (model_folder, precision, device, *((seed, *labels) if labels else ()))
         with self._turn:
             if self._loaded is None or self._loaded_as != wanted:
                 self._drop()
                 folder = Path(model_folder)
-                model = load_model(folder, precision, device)
-                self._loaded = LoadedBase(model.eval(), load_tokenizer(folder))
+                if labels:
+                    model = load_classifier(folder, precision, device, labels=labels, seed=seed)
+                else:
+                    model = load_model(folder, precision, device)
+                tokenizer = load_tokenizer(folder)
+                self._loaded = LoadedBase(model.eval(), tokenizer, classifies=bool(labels))
                 self._loaded_as = wanted
             self._loaded.attach({name: Path(folder) for name, folder in adapters.items()})
 
@@ -113,11 +129,33 @@ class Engine:
     def logits(self, pane: Pane) -> list[float]:
         """Return the scores of the token that would follow a pane's prompt, shape (V,)."""
         with self._turn, torch.inference_mode():
-            loaded = self._need([pane])
+            loaded = self._need([pane.adapter])
             ids = torch.tensor([self._prompt(pane, loaded)], device=loaded.model.device)
             with loaded.answering_as([pane.adapter]):
                 scores: list[float] = loaded.model(ids).logits[0, -1].float().tolist()
             return scores
+
+    def classify(self, text: str, adapters: Sequence[str | None]) -> list[list[float]]:
+        """Say how likely each of the classes is for a text.
+
+        Args:
+            text: What is sorted, as training reads it: no chat template around it.
+            adapters: Who sorts: names of loaded adapters, None for the base, whose head is
+                untrained and only guesses.
+
+        Returns:
+            For each of `adapters` the probabilities of the classes, in the order of `labels`.
+
+        Raises:
+            StudioError: If no classifier is loaded, an adapter is unknown, the text is empty or
+                too long, or memory runs out.
+        """
+        with self._turn, torch.inference_mode():
+            loaded = self._need(adapters, to_classify=True)
+            try:
+                return probabilities(loaded, text, adapters)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise StudioError("chat.out_of_memory") from error
 
     def _drop(self) -> None:
         self._loaded = self._loaded_as = None
@@ -125,23 +163,25 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _need(self, panes: Sequence[Pane]) -> LoadedBase:
-        """Return what is loaded, once it is known that it can answer for all panes."""
+    def _need(self, adapters: Sequence[str | None], *, to_classify: bool = False) -> LoadedBase:
+        """Return what is loaded, once it is known that it can do what is asked as all of them."""
         if self._loaded is None:
             raise StudioError("chat.not_loaded")
-        if not panes:
+        if self._loaded.classifies != to_classify:
+            raise StudioError("chat.no_classes" if to_classify else "chat.only_classes")
+        if not adapters:
             raise StudioError("chat.no_panes")
         known = self._loaded.adapters
-        for pane in panes:
-            if pane.adapter is not None and pane.adapter not in known:
+        for name in adapters:
+            if name is not None and name not in known:
                 names = ", ".join(known) or "–"
-                raise StudioError("chat.unknown_adapter", name=pane.adapter, known=names)
+                raise StudioError("chat.unknown_adapter", name=name, known=names)
         return self._loaded
 
     def _prompt(self, pane: Pane, loaded: LoadedBase) -> list[int]:
         """Encode a pane's prompt, and refuse one that leaves no room for an answer."""
         ids = encode(pane, loaded.tokenizer)
-        limit = _context(loaded)
+        limit = loaded.context
         if limit is not None and len(ids) >= limit:
             raise StudioError("chat.too_long", tokens=len(ids), limit=limit - 1)
         return ids
@@ -149,7 +189,7 @@ class Engine:
     def _answer(self, request: _Request) -> None:
         """Run a request from encoding to the last event, on the generating thread."""
         with self._turn, torch.inference_mode():
-            loaded = self._need(request.panes)
+            loaded = self._need([pane.adapter for pane in request.panes])
             prompts = [self._prompt(pane, loaded) for pane in request.panes]
             request.emit(_mode(loaded, request.panes))
             for rows in _batches(loaded, request.panes):
@@ -179,7 +219,7 @@ def _answer_batch(loaded: LoadedBase, request: _Request, prompts: dict[int, list
     ids, mask = pad_left(list(prompts.values()), pad_id)
     device = loaded.model.device
     config = _generation_config(request.sampling, end_ids, pad_id)
-    limit = _context(loaded)
+    limit = loaded.context
     if limit is not None:
         config.max_new_tokens = min(config.max_new_tokens, limit - ids.shape[1])
     adapters = [request.panes[pane].adapter for pane in prompts]
@@ -246,8 +286,3 @@ def _end_ids(loaded: LoadedBase) -> list[int]:
     own = loaded.model.generation_config.eos_token_id
     ids = set(own) if isinstance(own, (list, tuple)) else {own}
     return sorted((ids | loaded.end_ids) - {None})
-
-
-def _context(loaded: LoadedBase) -> int | None:
-    """Return how many tokens the model's positions reach, or None if it does not say."""
-    return getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)

@@ -47,11 +47,13 @@ class BaseLayout:
     """
 
     modules: Mapping[str, nn.Module]
+    classifies: bool = False
+    """Whether its head scores classes instead of tokens."""
 
     @classmethod
-    def of(cls, model: nn.Module) -> BaseLayout:
+    def of(cls, model: nn.Module, *, classifies: bool = False) -> BaseLayout:
         """Take the layout of a model that no adapter has touched."""
-        return cls(dict(model.named_modules()))
+        return cls(dict(model.named_modules()), classifies)
 
     def slot(self, name: str) -> tuple[nn.Module, str]:
         """Return the module and the attribute that hold a parameter."""
@@ -102,6 +104,7 @@ def read_adapter(folder: Path, base: BaseLayout) -> AdapterWeights:
         if not (folder / name).is_file():
             raise AdapterError("chat.adapter_incomplete", folder=str(folder), missing=name)
     config = _read_config(folder)
+    _check_task(config, base, folder)
     trained_on = config.base_model_name_or_path or "?"
     try:
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
@@ -155,6 +158,15 @@ def _read_config(folder: Path) -> LoraConfig:
     config.init_lora_weights = True
     config.inference_mode = True
     return config
+
+
+def _check_task(config: LoraConfig, base: BaseLayout, folder: Path) -> None:
+    """Refuse an adapter that scores classes where tokens are wanted, and the other way round."""
+    classifies = config.task_type == "SEQ_CLS"
+    if classifies and not base.classifies:
+        raise AdapterError("chat.adapter_sorts", folder=str(folder))
+    if base.classifies and not classifies:
+        raise AdapterError("chat.adapter_writes", folder=str(folder))
 
 
 def _check_fit(

@@ -7,15 +7,16 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora_studio.recipe import FormatName
+from lora_studio.recipe import CLASSIFICATION, FormatName
 
-QUESTION, CONTEXT, ANSWER, SYSTEM, TURNS, TEXT = (
+QUESTION, CONTEXT, ANSWER, SYSTEM, TURNS, TEXT, LABEL = (
     "question",
     "context",
     "answer",
     "system",
     "turns",
     "text",
+    "label",
 )
 PAIRS: tuple[FormatName, ...] = ("alpaca", "prompt_completion", "question_answer")
 """Formats of one question and one answer a row, in the order they are tried."""
@@ -132,7 +133,31 @@ LAYOUTS: dict[FormatName, Layout] = {
         },
         optional={},
     ),
+    # Only where it is chosen. Names from: IMDb, AG News (text, label), GLUE (sentence), CLINC
+    # (intent), GoEmotions and their Korean like. A class's name goes before its number.
+    CLASSIFICATION: Layout(
+        expected="text, label",
+        needed={
+            TEXT: (
+                *("text", "sentence", "review", "utterance", "document", "comment", "tweet"),
+                *("content", "body", "message", "article", "review text", "review body"),
+                *("comment text", "description", "passage", "abstract", "headline", "title"),
+                *("텍스트", "본문", "내용", "문장", "리뷰", "후기", "댓글", "발화", "발화문"),
+                *("문서", "글", "기사", "민원", "민원 내용", "설명", "제목"),
+            ),
+            LABEL: (
+                *("label text", "label name", "label", "labels", "class name", "class", "classes"),
+                *("category", "categories", "sentiment", "emotion", "intent", "topic", "target"),
+                *("tag", "genre", "type", "kind", "rating", "stars", "score", "y"),
+                *("라벨", "레이블", "분류", "클래스", "카테고리", "감정", "감성", "의도", "주제"),
+                *("범주", "유형", "종류", "구분", "정답", "등급", "평점", "별점"),
+            ),
+        },
+        optional={},
+    ),
 }
+GUESSED: tuple[FormatName, ...] = tuple(name for name in LAYOUTS if name != CLASSIFICATION)
+"""Formats that columns alone may tell."""
 
 
 def match(format_name: FormatName, columns: Iterable[str]) -> dict[str, str] | None:
@@ -152,10 +177,10 @@ def match(format_name: FormatName, columns: Iterable[str]) -> dict[str, str] | N
     return parts | _found(layout.optional, left)
 
 
-def guess(part: str, columns: Iterable[str]) -> str | None:
-    """Return the column whose name says that it is `part` of a question and its answer."""
+def guess(part: str, columns: Iterable[str], among: Iterable[FormatName] = PAIRS) -> str | None:
+    """Return the column whose name says that it is `part` of one of these formats."""
     actual = _known_as(columns)
-    for name in PAIRS:
+    for name in among:
         layout = LAYOUTS[name]
         choices = {**layout.needed, **layout.optional}.get(part, ())
         found = _found({part: choices}, actual)

@@ -37,6 +37,8 @@ class Whole:
     """Whether earlier answers go untrained: the template rewrites them once more is said."""
     marks_misfit: bool = False
     """Whether the template's marks of what the model writes do not fit and were not followed."""
+    label: int = -1
+    """The class of the text, as a place among the store's labels; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Encoded:
     input_ids: list[int]
     """Token ids, at most `max_length`."""
     labels: list[int]
-    """`input_ids` where trained on, IGNORE_INDEX elsewhere; not shifted, the model does that."""
+    """`input_ids` where trained on, IGNORE_INDEX elsewhere; not shifted, the model does that.
+    With a `label` no token is trained on."""
     length: int
     """Tokens before cutting."""
     answer_start: int = 0
@@ -55,6 +58,8 @@ class Encoded:
     """Tokens cut off the start."""
     last_answer_only: bool = False
     """Whether earlier answers go untrained."""
+    label: int | None = None
+    """Id of the text's class, from 0; None unless texts are classified."""
 
     @classmethod
     def cut(cls, row: Whole, start: int, stop: int) -> Self:
@@ -67,6 +72,19 @@ class Encoded:
             row.ids[start:stop], labels[start:stop], len(row.ids), answer_start, start,
             row.last_answer_only,
         )  # fmt: skip
+
+    @classmethod
+    def classified(
+        cls, row: Whole, start: int, stop: int, *, beginning: Sequence[int], label: int
+    ) -> Self:
+        """Return a text from `start` up to `stop` with the id of its class.
+
+        One that lost its start begins with `beginning` all the same, in place of as many tokens.
+        """
+        ids = row.ids[start:stop]
+        if start:
+            ids[: len(beginning)] = beginning
+        return cls(ids, [IGNORE_INDEX] * len(ids), len(row.ids), cut_start=start, label=label)
 
     @property
     def cut_end(self) -> int:
@@ -85,7 +103,9 @@ class Encoded:
 
     @property
     def trained_tokens(self) -> int:
-        """Number of tokens with a label."""
+        """Number of tokens with a label; a text's class counts as one."""
+        if self.label is not None:
+            return 1
         return sum(label != IGNORE_INDEX for label in self.labels)
 
 

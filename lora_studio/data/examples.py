@@ -37,7 +37,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Something to learn from: a conversation that ends in an answer, or a plain text."""
+    """Something to learn from: a conversation that ends in an answer, or a text, also labelled."""
 
     file: str
     """Name of the file it comes from."""
@@ -50,16 +50,23 @@ class Example:
     """The conversation; the last turn is the assistant's. Empty for plain text."""
     text: str = ""
     """The plain text; empty for a conversation."""
+    label: str = ""
+    """The class of the text in a text classification, else empty."""
 
     @property
     def is_chat(self) -> bool:
         """Whether this is a conversation."""
         return bool(self.messages)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is a text to write like, which may be cut into pieces."""
+        return not self.messages and not self.label
+
     @classmethod
-    def of_text(cls, record: Record, text: str) -> Self:
-        """Build an example of a plain text."""
-        return cls(record.file, record.number, _identity(text), text=text)
+    def of_text(cls, record: Record, text: str, label: str = "") -> Self:
+        """Build an example of a plain text, or of a text and its class."""
+        return cls(record.file, record.number, _identity(text), text=text, label=label)
 
     @classmethod
     def of_messages(cls, record: Record, messages: tuple[Message, ...]) -> Self:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.data import splitting, templates
+from lora_studio.data import labels, splitting, templates
 from lora_studio.data.encoding import ChatEncoder, Draft, Whole
 from lora_studio.data.examples import Example, Skipped
 from lora_studio.data.intake import Intake
@@ -89,13 +89,27 @@ class Filling:
         with ThreadPoolExecutor(1) as pool:
             for batch in _batches(examples):
                 for example in batch:
-                    if not example.is_chat:
+                    if example.is_plain:
                         texts.take(example)
+                self._label([example for example in batch if example.label], writer)
                 chats = [example for example in batch if example.is_chat]
                 self._encode(chats, pool, writer)
                 tell()
             self._encode([], pool, writer)
         texts.finish()
+
+    def _label(self, examples: Sequence[Example], writer: StoreWriter) -> None:
+        """Write texts with their classes, as the tokenizer itself begins and ends them.
+
+        Raises:
+            DatasetError: If there are too many classes.
+        """
+        texts = [example.text for example in examples]
+        ids = templates.token_ids(self._tokenizer, texts, add_special_tokens=True)
+        writer.add(examples, [Whole(row, (), text) for row, text in zip(ids, texts, strict=True)])
+        if len(writer.labels) > labels.MOST_CLASSES:
+            columns = self._intake.columns
+            labels.refuse_many(writer.labels, rows=writer.rows, columns=columns)
 
     def _encode(
         self, chats: Sequence[Example], pool: ThreadPoolExecutor, writer: StoreWriter

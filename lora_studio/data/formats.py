@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_studio.data import columns as names
-from lora_studio.data import pairs, prompting, turns
+from lora_studio.data import labels, pairs, prompting, turns
 from lora_studio.data.columns import (
     ANSWER,
     CONTEXT,
+    LABEL,
     LAYOUTS,
     PAIRS,
     QUESTION,
@@ -20,7 +21,10 @@ from lora_studio.data.columns import (
 )
 from lora_studio.data.examples import Example, Message, Record
 from lora_studio.errors import DatasetError
-from lora_studio.recipe import DataSpec, FormatName
+from lora_studio.recipe import CLASSIFICATION, DataSpec, FormatName
+
+LONGEST_LABEL = 40
+"""Characters of what is taken for a class where no name tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class Meaning:
             part = QUESTION if ANSWER in self.parts else TEXT
             cells = {**dict.fromkeys(self.columns), **record.value}
             row[part] = prompting.render(self.template, cells)
+        if LABEL in row:
+            return [_labelled(record, row.get(TEXT), row[LABEL])]
         if TEXT in row or not row:
             return [_of_text(record, row.get(TEXT))]
         return [Example.of_messages(record, _messages(row))]
@@ -101,6 +107,9 @@ def understand(file: str, head: Sequence[Record], spec: DataSpec) -> Meaning:
     if not columns:
         return _document(file, spec)
     named = _named(spec.columns, columns, file=file)
+    if spec.format == CLASSIFICATION:
+        return _classified(file, head, spec, columns=columns, named=named)
+    named.pop(LABEL, None)
     if spec.template.strip():
         return _templated(file, head, spec, columns=columns, named=named)
     free = [column for column in columns if column not in named.values()]
@@ -119,6 +128,9 @@ def understand(file: str, head: Sequence[Record], spec: DataSpec) -> Meaning:
 
 
 def _document(file: str, spec: DataSpec) -> Meaning:
+    if spec.format == CLASSIFICATION:
+        expected = LAYOUTS[CLASSIFICATION].expected
+        raise DatasetError("data.no_labels_in_document", file=file, expected=expected)
     finds_pairs = spec.text_as == "pairs"
     suits: tuple[FormatName, ...] = ("question_answer",) if finds_pairs else ("text",)
     if spec.format not in {"auto", "text", *suits}:
@@ -152,6 +164,61 @@ def _templated(
     )
     prompting.check(spec.template, head, columns=columns, file=file)
     return meaning
+
+
+def _classified(
+    file: str,
+    head: Sequence[Record],
+    spec: DataSpec,
+    *,
+    columns: tuple[str, ...],
+    named: Mapping[str, str],
+) -> Meaning:
+    """Return a text and its label; a question is the text only where a person named it."""
+    template = spec.template if spec.template.strip() else ""
+    used = prompting.columns_used(template, columns) if template else frozenset()
+    text, label = named.get(TEXT) or named.get(QUESTION), named.get(LABEL)
+    known = {LABEL: label} if template else {TEXT: text, LABEL: label}
+    parts = {part: column for part, column in known.items() if column}
+    free = [column for column in columns if column not in used]
+    for guess in (_part_by_name, _part_by_content):
+        for part in (LABEL, TEXT):
+            left = [column for column in free if column not in parts.values()]
+            column = guess(part, left, head)
+            if column and part in known and part not in parts:
+                parts[part] = column
+    missing = [part for part in known if part not in parts]
+    if missing and not template and not named:
+        raise _wrong_format(file, CLASSIFICATION, columns)
+    if missing:
+        raise DatasetError("data.part_missing", file=file, part=missing[0], columns=free)
+    if template:
+        prompting.check(template, head, columns=columns, file=file)
+    return Meaning(
+        format=CLASSIFICATION,
+        parts=parts,
+        columns=columns,
+        unused=tuple(c for c in columns if c not in used and c not in parts.values()),
+        template=template,
+    )
+
+
+def _part_by_name(part: str, columns: Sequence[str], _: Sequence[Record]) -> str | None:
+    return names.guess(part, columns, [CLASSIFICATION])
+
+
+def _part_by_content(part: str, columns: Sequence[str], head: Sequence[Record]) -> str | None:
+    """Return the only column of few short values, or the only one of words."""
+    kinds = [c for c in columns if not names.is_about(c) and _names_classes(_cells(head, c))]
+    found = kinds if part == LABEL else _texts(head, [c for c in columns if c not in kinds])
+    return found[0] if len(found) == 1 else None
+
+
+def _names_classes(cells: Iterable[object]) -> bool:
+    """Tell whether cells are short and few of them differ."""
+    texts = [turns.text_of(cell) for cell in cells]
+    is_short = max(map(len, texts), default=0) <= LONGEST_LABEL
+    return is_short and 2 <= len(set(texts)) <= len(texts) // 2
 
 
 def _named(wanted: Mapping[str, str], columns: Sequence[str], *, file: str) -> dict[str, str]:
@@ -226,14 +293,8 @@ def _guessed(
         parts = match(chosen, columns) or _by_content(chosen, head, columns)
         if parts:
             return chosen, parts
-        raise DatasetError(
-            "data.wrong_format",
-            file=file,
-            format=chosen,
-            expected=LAYOUTS[chosen].expected,
-            columns=list(columns),
-        )
-    for name in LAYOUTS:
+        raise _wrong_format(file, chosen, columns)
+    for name in names.GUESSED:
         parts = match(name, columns)
         if parts and _holds(head, parts):
             return name, parts
@@ -242,8 +303,15 @@ def _guessed(
         parts = _by_content(name, head, columns)
         if parts:
             return name, parts
-    choices = "; ".join(layout.expected for layout in LAYOUTS.values())
+    choices = "; ".join(LAYOUTS[name].expected for name in names.GUESSED)
     raise DatasetError("data.unrecognised", file=file, columns=list(columns), choices=choices)
+
+
+def _wrong_format(file: str, chosen: FormatName, columns: Sequence[str]) -> DatasetError:
+    expected = LAYOUTS[chosen].expected
+    return DatasetError(
+        "data.wrong_format", file=file, format=chosen, expected=expected, columns=list(columns)
+    )
 
 
 def _by_content(
@@ -325,3 +393,10 @@ def _of_text(record: Record, cell: object) -> Example:
     if not text:
         raise turns.UnusableRowError("data.skip_empty_text")
     return Example.of_text(record, text)
+
+
+def _labelled(record: Record, cell: object, label: object) -> Example:
+    text = turns.text_of(cell)
+    if not text:
+        raise turns.UnusableRowError("data.skip_empty_text")
+    return Example.of_text(record, text, labels.name_of(label))

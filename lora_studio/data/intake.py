@@ -26,7 +26,7 @@ HEAD = 200
 """So many rows of a file tell what it is."""
 MIXED = "mixed"
 SHOWN_PAIRS = 3
-EMPTY = ("data.skip_no_answer", "data.skip_empty_text")
+EMPTY = ("data.skip_no_answer", "data.skip_no_label", "data.skip_empty_text")
 
 
 @dataclass(slots=True)
@@ -78,6 +78,12 @@ class Intake:
     def documents(self) -> dict[str, str]:
         """Documents that have become part of another one; see `Inspector.documents`."""
         return self._inspector.documents
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns seen so far."""
+        found = self._understood.columns.values()
+        return list(dict.fromkeys(name for names in found for name in names))
 
     @contextmanager
     def examples(self) -> Iterator[Iterator[Example]]:

@@ -64,12 +64,23 @@ class Leftovers:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of a text classification; none for other formats."""
+
+    names: tuple[str, ...] = ()
+    """Their names, in the order of their ids."""
+    ids: Numbers = field(default_factory=lambda: np.empty(0, "int32"))
+    """The id of each label of the store, -1 where no row of it is used (int32)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where every row went."""
 
     train: Part
     evaluation: Part
     leftovers: Leftovers
+    classes: Classes = field(default_factory=Classes)
 
 
 def lay_out(
@@ -145,19 +156,19 @@ def _chats(store: Store, spec: DataSpec, findings: Findings, leftovers: Leftover
     lost = end[rows] > stop
     gone = np.zeros(len(rows), bool)
     if spec.truncation == "drop":
-        _leave_out(store, rows[is_over], "data.skip_too_long", leftovers)
+        leave_out(store, rows[is_over], "data.skip_too_long", leftovers)
         gone |= is_over
     else:
-        _report(store, rows[lost], "lost_ends", findings, store.tail)
+        report(store, rows[lost], "lost_ends", findings, store.tail)
         if spec.checks.lost_ends == "fix":
             start = np.where(lost, length - spec.max_length, start).astype("int32")
             stop = np.where(lost, length, stop).astype("int32")
         if spec.checks.lost_ends == "skip":
-            _leave_out(store, rows[lost], "data.skip_lost_ends", leftovers)
+            leave_out(store, rows[lost], "data.skip_lost_ends", leftovers)
             gone |= lost
     kept = _kept(index, rows, start, stop)
     nothing = ~gone & (kept == 0)
-    _leave_out(store, rows[nothing], "data.skip_answer_cut", leftovers)
+    leave_out(store, rows[nothing], "data.skip_answer_cut", leftovers)
     gone |= nothing
     if len(rows) and gone.all() and nothing.any():
         raise _nothing_left(index, rows, spec.max_length)
@@ -215,20 +226,21 @@ def _leaks(
     is_chat = ~index.is_text[part.row]
     trained = np.unique(index.content[part.row[is_chat & ~is_held]])
     leaking = is_chat & is_held & np.isin(index.content[part.row], trained)
-    _report(store, part.row[leaking], "leaks", findings, store.excerpt)
+    report(store, part.row[leaking], "leaks", findings, store.excerpt)
     return leaking if spec.checks.leaks == "fix" else np.zeros_like(leaking)
 
 
-def _report(
+def report(
     store: Store, rows: Numbers, check: str, findings: Findings, show: Callable[[int], str]
 ) -> None:
-    """Tell of rows; only the first is shown."""
+    """Tell the findings of rows; only the first is shown."""
     if len(rows):
         places = [store.place(row) for row in rows[:LISTED_ROWS].tolist()]
         findings.add_many(check, len(rows), rows=places, example=show(int(rows[0])))
 
 
-def _leave_out(store: Store, rows: Numbers, reason: str, leftovers: Leftovers) -> None:
+def leave_out(store: Store, rows: Numbers, reason: str, leftovers: Leftovers) -> None:
+    """Count rows as left out for a reason, a key of the string table."""
     for row in rows.tolist():
         file, number = store.place(row)
         leftovers.add(Skipped(file, number, reason))

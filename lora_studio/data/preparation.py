@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.data import templates
+from lora_studio.data import classes, templates
 from lora_studio.data.cache import Cache
 from lora_studio.data.checking.findings import Finding, Findings, stop_at
 from lora_studio.data.encoding import pieces
@@ -31,7 +31,7 @@ from lora_studio.recipe import DataSpec, choices
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Counted up when the same data and settings give other rows than before."""
 LEAST_ROWS = 2
 SHOWN_ROWS = 5
@@ -39,7 +39,7 @@ PROMPTS_FROM = 50
 """Rows of each part that are looked through for different questions."""
 # Settings that change which rows are used and where they are cut, not what they are.
 LAYOUT_SETTINGS = ("files", "max_length", "truncation", "chunk_overlap")
-LAYOUT_CHECKS = ("lost_ends", "leaks")
+LAYOUT_CHECKS = ("lost_ends", "leaks", "rare_labels", "label_conflicts")
 LIKE_STOP = ("keep", "fix", "skip")
 """The first of these that a check knows leaves the rows as its stop does."""
 
@@ -93,18 +93,11 @@ def prepare(
         templates.ensure_chat_template(tokenizer, spec.chat_template)
     prefix = [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else []
     findings = Findings(spec.checks)
-    layout = lay_out(
-        store,
-        spec,
-        seed=seed,
-        beginning=len(prefix),
-        piece=pieces(tokenizer),
-        findings=findings,
-        leftovers=_left_before(store),
-    )
+    layout = _laid_out(store, spec, tokenizer, seed=seed, beginning=len(prefix), findings=findings)
     stop_at(findings.listed())
     _refuse_too_few(layout, store)
-    train, held = (Rows(store, part, prefix) for part in (layout.train, layout.evaluation))
+    parts = (layout.train, layout.evaluation)
+    train, held = (Rows(store, part, prefix, layout.classes) for part in parts)
     ends = templates.end_ids(tokenizer) if chats else frozenset({tokenizer.eos_token_id})
     samples = [train.sample(at, tokenizer, ends) for at in range(min(SHOWN_ROWS, len(train)))]
     report = Report(
@@ -184,6 +177,29 @@ def _left_before(store: Store) -> Leftovers:
     return Leftovers(Counter(store.meta["skipped"]), listed)
 
 
+def _laid_out(
+    store: Store,
+    spec: DataSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    beginning: int,
+    findings: Findings,
+) -> Layout:
+    left = _left_before(store)
+    if store.meta["labels"]:
+        return classes.lay_out(store, spec, seed=seed, findings=findings, leftovers=left)
+    return lay_out(
+        store,
+        spec,
+        seed=seed,
+        beginning=beginning,
+        piece=pieces(tokenizer),
+        findings=findings,
+        leftovers=left,
+    )
+
+
 def _refuse_too_few(layout: Layout, store: Store) -> None:
     """Refuse data that leaves nothing to learn from.
 
@@ -204,7 +220,14 @@ def _refuse_too_few(layout: Layout, store: Store) -> None:
 
 
 def _prompts(store: Store, layout: Layout) -> tuple[str, ...]:
-    """Return try-out questions: held-out ones first, a conversation's before a text's beginning."""
-    rows = [*layout.evaluation.row[:PROMPTS_FROM], *layout.train.row[:PROMPTS_FROM]]
-    rows.sort(key=lambda row: bool(store.index.is_text[row]))
+    """Return what to try out, held-out rows first.
+
+    A conversation's question comes before a text's beginning; classified texts are of different
+    classes.
+    """
+    if layout.classes.names:
+        rows = classes.firsts(store, layout)
+    else:
+        rows = [*layout.evaluation.row[:PROMPTS_FROM], *layout.train.row[:PROMPTS_FROM]]
+        rows.sort(key=lambda row: bool(store.index.is_text[row]))
     return first_different(store.question(row) for row in rows)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_studio.data.encoding import Encoded
-from lora_studio.data.layout import Layout, Part, encoded
+from lora_studio.data.encoding import Encoded, Whole
+from lora_studio.data.layout import Classes, Layout, Part, encoded
 from lora_studio.data.preview import Sample, sample
 from lora_studio.data.report import Report
 from lora_studio.data.store import Store
@@ -27,6 +27,8 @@ class Rows(Sequence[Encoded]):
     part: Part
     prefix: list[int]
     """Put before each piece of a text."""
+    classes: Classes = field(default_factory=Classes)
+    """The classes of the texts; none unless texts are classified."""
 
     def __len__(self) -> int:
         return len(self.part)
@@ -54,9 +56,13 @@ class Rows(Sequence[Encoded]):
     def sample(self, at: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Sample:
         """Return one row token by token; `ends` are the tokens that end an answer."""
         file, number = self.store.place(int(self.part.row[at]))
-        return sample(self[at], file, number, tokenizer, ends)
+        return sample(self[at], file, number, tokenizer, ends, labels=self.classes.names)
 
-    def _encoded(self, whole: Any, at: int) -> Encoded:
+    def _encoded(self, whole: Whole, at: int) -> Encoded:
+        if self.classes.names:
+            start, stop = int(self.part.start[at]), int(self.part.stop[at])
+            label = int(self.classes.ids[whole.label])
+            return Encoded.classified(whole, start, stop, beginning=self.prefix, label=label)
         is_text = bool(self.store.index.is_text[self.part.row[at]])
         return encoded(whole, self.part, at, prefix=self.prefix, is_text=is_text)
 
@@ -80,22 +86,25 @@ class Prepared:
         """Write one part into a folder as Arrow.
 
         Returns:
-            A `datasets.Dataset` of it with the columns `input_ids` and `labels`.
+            A `datasets.Dataset` of it with the columns `input_ids` and `labels`: a label for each
+            token, or the id of the text's class (int32).
         """
         import pyarrow as pa
         from datasets import Dataset
 
-        kind = pa.list_(pa.int32())
-        schema = pa.schema([("input_ids", kind), ("labels", kind)])
+        tokens, single = pa.list_(pa.int32()), pa.int32()
+        labels = ("label", single) if self.report.labels else ("labels", tokens)
+        columns = (("input_ids", tokens), labels)
+        schema = pa.schema([("input_ids", tokens), ("labels", labels[1])])
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{part}.arrow"
         rows: Rows = getattr(self, part)
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in rows.batches():
-                columns = [
-                    pa.array([getattr(row, name) for row in batch], kind) for name in schema.names
+                arrays = [
+                    pa.array([getattr(row, name) for row in batch], kind) for name, kind in columns
                 ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
         return Dataset.from_file(str(file))
 
     def page(

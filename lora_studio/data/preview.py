@@ -40,6 +40,8 @@ class Sample:
     """Tokens cut off the start at `max_length`."""
     cut_end: int
     """Tokens cut off the end."""
+    label: str = ""
+    """Name of the text's class; empty unless texts are classified."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and values."""
@@ -47,9 +49,24 @@ class Sample:
 
 
 def sample(
-    row: Encoded, file: str, number: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+    row: Encoded,
+    file: str,
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: frozenset[int],
+    *,
+    labels: Sequence[str] = (),
 ) -> Sample:
-    """Return a row's tokens as text; `ends` are the tokens that end an answer."""
+    """Return a row's tokens as text.
+
+    Args:
+        row: The row.
+        file: Name of the file it comes from.
+        number: Its number there.
+        tokenizer: The base model's.
+        ends: The tokens that end an answer.
+        labels: Names of the classes, where texts are classified.
+    """
     trained = [label for label in row.labels if label != IGNORE_INDEX]
     shown = row.input_ids[:SHOWN_TOKENS]
     pieces = list(_decoded(shown, tokenizer))
@@ -63,13 +80,19 @@ def sample(
         left_out=len(row.input_ids) - len(shown),
         cut_start=row.cut_start,
         cut_end=row.cut_end,
+        label="" if row.label is None else labels[row.label],
     )
 
 
 def question(example: Example) -> str:
-    """Return what to try an example out with: a user's first turn, or how a plain text begins."""
+    """Return what to try an example out with.
+
+    A user's first turn, the whole of a text to classify, or how a plain text begins.
+    """
     if example.is_chat:
         return next(turn.content for turn in example.messages if turn.role == "user")
+    if example.label:
+        return example.text
     return " ".join(example.text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS].rstrip()
 
 

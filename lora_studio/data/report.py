@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_studio.data import classes
 from lora_studio.data.checking.findings import Finding
 from lora_studio.data.examples import Skipped
 from lora_studio.data.layout import Layout, trained_tokens
@@ -65,7 +66,10 @@ class Report:
     tokens: int
     """Tokens in the rows to learn from."""
     trained_tokens: int
-    """How many of those are trained on."""
+    """How many of those are trained on; for classified texts the rows, as each has one label."""
+    labels: Sequence[tuple[str, int, int]]
+    """The classes in the order of their ids, each with its rows to learn from and those held out;
+    none unless texts are classified."""
     tokens_median: int
     """Median length of all rows before cutting, in tokens."""
     tokens_longest: int
@@ -109,6 +113,7 @@ def numbers(store: Store, layout: Layout, *, beginning: int) -> dict[str, Any]:
     before, after = np.concatenate(whole), np.concatenate(used)
     rows = np.concatenate([part.row for part in parts])
     skipped = dict(layout.leftovers.counts)
+    is_sorted = bool(layout.classes.names)
     return {
         "rows": len(before) + sum(skipped.values()),
         "trained_rows": len(layout.train),
@@ -116,7 +121,8 @@ def numbers(store: Store, layout: Layout, *, beginning: int) -> dict[str, Any]:
         "skipped": skipped,
         "skipped_rows": tuple(layout.leftovers.listed),
         "tokens": int(used[0].sum()),
-        "trained_tokens": trained_tokens(index, layout.train),
+        "trained_tokens": len(used[0]) if is_sorted else trained_tokens(index, layout.train),
+        "labels": classes.counts(store, layout) if is_sorted else (),
         "tokens_median": int(np.percentile(before, 50, method="lower")),
         "tokens_longest": int(before.max()),
         "histogram": histogram(before),

@@ -49,6 +49,54 @@ def hold_out(documents: Numbers | Sequence[str], *, fraction: float, seed: int) 
     return np.isin(keys, distinct[chosen])
 
 
+def hold_out_of_classes(
+    documents: Numbers, labels: Numbers, *, fraction: float, seed: int
+) -> Numbers:
+    """Choose the rows to hold out of every class alike; rows of one document stay together.
+
+    A document counts for the class of its first row. A class of which no row would be left to learn
+    from keeps all of them.
+
+    Args:
+        documents: Each row's document.
+        labels: Each row's class.
+        fraction: Share of each class to hold out, 0 to 0.5.
+        seed: Same seed, documents and classes, same choice.
+
+    Returns:
+        Whether each row is held out (bool).
+    """
+    if not len(documents):
+        return np.zeros(0, bool)
+    distinct, first, place = np.unique(documents, return_index=True, return_inverse=True)
+    kinds = labels[first]
+    sizes = np.unique(kinds, return_counts=True)[1]
+    by_class = np.split(np.argsort(kinds, kind="stable"), np.cumsum(sizes)[:-1])
+    draw = random.Random(seed)
+    is_chosen = np.zeros(len(distinct), bool)
+    for members, count in zip(by_class, shares(sizes, fraction).tolist(), strict=True):
+        is_chosen[draw.sample(members.tolist(), count)] = True
+    held = is_chosen[place]
+    unlearned = ~np.isin(labels, labels[~held])
+    return held & ~np.isin(documents, documents[unlearned])
+
+
+def shares(sizes: Numbers, fraction: float) -> Numbers:
+    """Return how many of each class to hold out: together the share of all, spread evenly.
+
+    At least one of ten or more; never all of a class. What rounding leaves goes to the classes that
+    it took most from.
+    """
+    wanted = sizes * fraction
+    least = (sizes >= ENOUGH_DOCUMENTS) & (fraction > 0)
+    counts = np.minimum(np.maximum(np.floor(wanted), least), sizes - 1).astype(int)
+    left = share(int(sizes.sum()), fraction) - int(counts.sum())
+    by_need = np.argsort(counts - wanted, kind="stable")
+    open_ = by_need[(counts < sizes - 1)[by_need]]
+    counts[open_[: max(left, 0)]] += 1
+    return counts
+
+
 def share(total: int, fraction: float) -> int:
     """Return how many of `total` to hold out: rounded, at least one of ten, never all."""
     least = 1 if fraction > 0 and total >= ENOUGH_DOCUMENTS else 0

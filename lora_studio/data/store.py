@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from lora_studio.data import labels
 from lora_studio.data.encoding import Whole
 from lora_studio.data.examples import Example
 from lora_studio.data.preview import question
@@ -56,6 +57,8 @@ class Index:
     """UNDECIDED, TRAIN or HELD (int8)."""
     last_only: Numbers
     """Whether only the last answer is trained on (bool)."""
+    label: Numbers
+    """Place of its class among the labels of the store, -1 for none (int32)."""
     span_row: Numbers
     """The row of each trained span (int64); a text has none, all of it is trained."""
     span_start: Numbers
@@ -76,7 +79,7 @@ class StoreWriter:
 
     COLUMNS = (
         ("source", "i"), ("number", "q"), ("document", "Q"), ("content", "Q"), ("length", "i"),
-        ("is_text", "b"), ("part", "b"), ("last_only", "b"), ("span_row", "q"),
+        ("is_text", "b"), ("part", "b"), ("last_only", "b"), ("label", "i"), ("span_row", "q"),
         ("span_start", "i"), ("span_stop", "i"),
     )  # fmt: skip
 
@@ -88,6 +91,8 @@ class StoreWriter:
         self._schema = _schema()
         self._columns = {name: array(code) for name, code in self.COLUMNS}
         self._files: dict[str, int] = {}
+        self.labels: dict[str, int] = {}
+        """Names of classes and their numbers, in the order in which they came."""
         self._sink = pa.OSFile(str(folder / ROWS), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
         self.rows = 0
@@ -112,9 +117,10 @@ class StoreWriter:
             "document": [int(example.document, 16) for example in examples],
             "content": [_hash(row.text) for row in rows],
             "length": [len(row.ids) for row in rows],
-            "is_text": [not example.is_chat for example in examples],
+            "is_text": [example.is_plain for example in examples],
             "part": [part] * len(rows),
             "last_only": [row.last_answer_only for row in rows],
+            "label": [self._label(example.label) for example in examples],
             "span_row": [at for at, _, _ in spans],
             "span_start": [start for _, start, _ in spans],
             "span_stop": [stop for _, _, stop in spans],
@@ -122,6 +128,9 @@ class StoreWriter:
         for name, column in self._columns.items():
             column.extend(values[name])
         self._write(rows, examples)
+
+    def _label(self, name: str) -> int:
+        return self.labels.setdefault(name, len(self.labels)) if name else -1
 
     def _write(self, rows: Sequence[Whole], examples: Sequence[Example]) -> None:
         pa, schema = self._pa, self._schema
@@ -150,8 +159,13 @@ class StoreWriter:
             name: np.asarray(values, dtype=kinds.get(name, values.typecode))
             for name, values in self._columns.items()
         }
+        names = labels.ordered(self.labels)
+        places = np.argsort([self.labels[name] for name in names])
+        if names:
+            arrays["label"] = places[arrays["label"]].astype("int32")
         np.savez(self._folder / INDEX, allow_pickle=False, **arrays)
-        text = json.dumps(meta | {"files": list(self._files)}, ensure_ascii=False)
+        known = {"files": list(self._files), "labels": names}
+        text = json.dumps(meta | known, ensure_ascii=False)
         (self._folder / META).write_text(text, encoding="utf-8")
 
 
@@ -176,8 +190,7 @@ class Store:
 
     def whole(self, row: int) -> Whole:
         """Return one row."""
-        found = self._table.slice(row, 1).to_pylist()[0]
-        return Whole(found["input_ids"], self.spans(row), found["text"], self._last_only(row))
+        return self._read(row, self._table.slice(row, 1).to_pylist()[0])
 
     def batches(self, rows: Numbers) -> Iterator[list[Whole]]:
         """Yield the given rows in their order, some thousand at a time."""
@@ -185,8 +198,7 @@ class Store:
             chosen = rows[start : start + READ_ROWS]
             found = self._table.take(chosen).to_pylist()
             yield [
-                Whole(entry["input_ids"], self.spans(row), entry["text"], self._last_only(row))
-                for row, entry in zip(chosen.tolist(), found, strict=True)
+                self._read(row, entry) for row, entry in zip(chosen.tolist(), found, strict=True)
             ]
 
     def question(self, row: int) -> str:
@@ -223,8 +235,15 @@ class Store:
         found = compute.match_substring(self._table["text"], text, ignore_case=True)
         return np.asarray(found.combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)
 
-    def _last_only(self, row: int) -> bool:
-        return bool(self.index.last_only[row])
+    def _read(self, row: int, found: Mapping[str, Any]) -> Whole:
+        index = self.index
+        return Whole(
+            found["input_ids"],
+            self.spans(row),
+            found["text"],
+            last_answer_only=bool(index.last_only[row]),
+            label=int(index.label[row]),
+        )
 
     @cached_property
     def _table(self) -> pa.Table:

@@ -99,20 +99,29 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(ends)
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenise texts as they stand: no beginning or end token is added."""
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool = False
+) -> list[list[int]]:
+    """Tokenise texts, as they stand or with what the tokenizer itself puts around them.
+
+    A text to classify has the latter, when it is learned from and when it is tried out.
+    """
     if not texts:
         return []
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         encoded = tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            return_attention_mask=False,
+            verbose=False,
         )
         return list(encoded["input_ids"])
     # The tokenizer itself would spend as long again on turning the result into its own.
     backend.no_truncation()
     backend.no_padding()
-    return [row.ids for row in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    rows = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+    return [row.ids for row in rows]
 
 
 def token_places(

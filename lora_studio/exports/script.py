@@ -1,6 +1,7 @@
 """A recipe as a Python script over transformers, peft and trl alone, to read and to run.
 
-The text is `assets/script.py.jinja`; what a recipe does not use is not in its script.
+The text is `assets/script.py.jinja`; what a recipe does not use is not in its script. One that
+sorts texts into classes has parts of its own, `assets/script_classification.py.jinja`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from lora_studio.errors import RecipeError, StudioError
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.sources import hub_name
-from lora_studio.recipe import ALL_LINEAR, Recipe
+from lora_studio.recipe import ALL_LINEAR, Recipe, TaskName
 from lora_studio.settings import STARTER
 from lora_studio.training.plan import EVALS_PER_RUN
 from lora_studio.wording import ASSETS, say
 
-TEMPLATE = "script.py.jinja"
+TEMPLATES = {
+    "CAUSAL_LM": "script.py.jinja",
+    "SEQ_CLS": "script_classification.py.jinja",
+}
 WIDTH = 100
 WIDE = 2
 """A Korean letter is as wide as two Latin ones."""
@@ -30,7 +34,12 @@ QUANTISED = ("nf4", "int8")
 NOT_EXPORTED = ("eva", "loftq", "pissa")
 """Ways for A and B to begin that take more than peft's own settings: rows, weights, a conversion
 when saving."""
-LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate")
+LIBRARIES = {
+    "CAUSAL_LM": ("transformers", "peft", "trl", "datasets", "accelerate"),
+    "SEQ_CLS": ("transformers", "peft", "scikit-learn", "datasets", "accelerate"),
+}
+HEAD_STD = 0.02
+"""As `models.loading` draws an untrained head, which this room cannot import without torch."""
 
 
 def write_script(
@@ -52,7 +61,8 @@ def write_script(
         raise RecipeError.of([StudioError("exports.start", method=start)])
     source = recipe.model.source.strip()
     quantised = precision in QUANTISED
-    text = _template().render(
+    libraries = LIBRARIES[recipe.task_type]
+    text = _template(recipe.task_type).render(
         say=lambda name, **values: say(f"script.{name}", language, **values),
         note=lambda name, indent=0: comment(say(f"script.{name}", language), indent),
         help=lambda name, indent=0: comment(say(f"help.{name}", language), indent),
@@ -61,6 +71,9 @@ def write_script(
         model=python_value(hub_name(source)),
         model_name=_one_line(hub_name(source)),
         is_starter=source == STARTER,
+        task_type=recipe.task_type,
+        sorts=recipe.task_type == "SEQ_CLS",
+        head_std=HEAD_STD,
         adapter=recipe.adapter,
         training=recipe.training,
         seed=recipe.seed,
@@ -70,8 +83,10 @@ def write_script(
         quantised=quantised,
         loraplus=recipe.training.loraplus_lr_ratio is not None,
         evals=EVALS_PER_RUN,
-        packages=" ".join(["torch", *_pinned(("bitsandbytes",) if quantised else ())]),
-        versions=", ".join(_pinned(())),
+        packages=" ".join(
+            ["torch", *_pinned((*libraries, *(["bitsandbytes"] if quantised else [])))]
+        ),
+        versions=", ".join(_pinned(libraries)),
     )
     return text.strip() + "\n"
 
@@ -123,10 +138,10 @@ def _names(recipe: Recipe, info: ModelInfo) -> list[str]:
     return list(info.target_names) if isinstance(targets, str) else list(targets)
 
 
-def _pinned(more: tuple[str, ...]) -> list[str]:
+def _pinned(libraries: tuple[str, ...]) -> list[str]:
     """Return the libraries with the versions that this program was tested with."""
     found = []
-    for name in (*LIBRARIES, *more):
+    for name in libraries:
         try:
             found.append(f"{name}=={version(name)}")
         except PackageNotFoundError:
@@ -140,7 +155,7 @@ def _one_line(name: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(task: TaskName) -> Template:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         undefined=StrictUndefined,
@@ -149,4 +164,4 @@ def _template() -> Template:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Python, not HTML
     )
-    return environment.get_template(TEMPLATE)
+    return environment.get_template(TEMPLATES[task])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lora_studio.errors import RecipeError, StudioError
-from lora_studio.models.description import ModelInfo, ModuleGroup, WholeModule
+from lora_studio.models.description import CLASS_HEAD, ModelInfo, ModuleGroup, WholeModule
 from lora_studio.models.targets import (
     fan_in_fan_out,
     keeps_tied,
@@ -30,6 +30,7 @@ from lora_studio.recipe import AdapterSpec
 __all__ = [
     "ModuleCount",
     "ParameterCount",
+    "classifying",
     "count",
     "fan_in_fan_out",
     "keeps_tied",
@@ -92,7 +93,22 @@ class ParameterCount:
     """Modules that are trained whole beside the adapter."""
 
 
-def count(info: ModelInfo, adapter: AdapterSpec) -> ParameterCount:
+def classifying(
+    info: ModelInfo, adapter: AdapterSpec, labels: int | None
+) -> tuple[ModelInfo, AdapterSpec]:
+    """Return model and adapter as they are where so many classes are learned.
+
+    The head over classes takes the place of the one over words, and is trained whole: PEFT adds it
+    to `modules_to_save` by itself (peft 0.21.2, `PeftModelForSequenceClassification`). With None
+    both stay as they are.
+    """
+    if labels is None:
+        return info, adapter
+    saved = tuple(dict.fromkeys((*adapter.modules_to_save, CLASS_HEAD)))
+    return info.as_classifier(labels), replace(adapter, modules_to_save=saved)
+
+
+def count(info: ModelInfo, adapter: AdapterSpec, labels: int | None = None) -> ParameterCount:
     """Count an adapter's parameters on a model.
 
     The numbers are those of PEFT's `get_nb_trainable_parameters`: with bias `all` every parameter
@@ -100,9 +116,15 @@ def count(info: ModelInfo, adapter: AdapterSpec) -> ParameterCount:
     (`_mark_only_adapters_as_trainable` in peft/tuners/tuners_utils.py); a module of
     `modules_to_save` is trained as a copy, its original stays.
 
+    Args:
+        info: The language model.
+        adapter: The choices.
+        labels: How many classes a classifier learns; None where the model writes.
+
     Raises:
         RecipeError: If the model does not have what is chosen.
     """
+    info, adapter = classifying(info, adapter, labels)
     wrong = problems(info, adapter)
     if wrong:
         raise RecipeError.of(wrong)

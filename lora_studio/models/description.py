@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
 
 ModuleKind = Literal["Linear", "Conv1D"]
 WholeRole = Literal["input", "output", "other"]
+CLASS_HEAD = "score"
+"""What transformers calls the layer of a decoder that scores classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,29 @@ class ModelInfo:
     """The weights on disk; where they are not here yet, parameters times the stored width."""
     licence: str | None = None
     """As the model card states it, or None."""
+    can_classify: bool = False
+    """Whether transformers has the same layers with a head over classes, and nothing else new."""
+
+    def as_classifier(self, labels: int) -> Self:
+        """Describe the model with a head over so many classes in place of the one over words.
+
+        It is a linear layer without bias, labels × hidden_size (transformers 5.23,
+        `GenericForSequenceClassification`); an embedding that was also the head is one no more.
+        """
+        heads = [module for module in self.whole_modules if module.role == "output"]
+        score = WholeModule(
+            name=CLASS_HEAD, path=CLASS_HEAD, role="output", rows=labels, columns=self.hidden_size
+        )
+        biases = sum(head.bias for head in heads)
+        lost = biases if self.tied_embeddings else sum(head.parameters for head in heads)
+        return replace(
+            self,
+            parameters=self.parameters - lost + score.parameters,
+            tied_embeddings=False,
+            whole_modules=(*(one for one in self.whole_modules if one not in heads), score),
+            biases=self.biases - biases,
+            bias_tensors=self.bias_tensors - sum(head.bias > 0 for head in heads),
+        )
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -132,7 +157,8 @@ class ModelInfo:
             for group in tree["modules"]
         )
         whole = (WholeModule(**module) for module in tree["whole_modules"])
-        return cls(**{**tree, "modules": tuple(groups), "whole_modules": tuple(whole)})
+        made = {"modules": tuple(groups), "whole_modules": tuple(whole)}
+        return cls(**{**tree, **made, "can_classify": tree["can_classify"]})
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from lora_studio.models.description import (
+    CLASS_HEAD,
     ModelInfo,
     ModuleGroup,
     ModuleKind,
@@ -69,6 +76,7 @@ def inspect_model(folder: Path, source: str) -> ModelInfo:
         bias_tensors=len(biases),
         size_bytes=_stored_bytes(folder) or parameters * _stored_width(config),
         licence=_licence(folder),
+        can_classify=_can_classify(config, model),
     )
 
 
@@ -119,6 +127,23 @@ def whole_modules(model: PreTrainedModel) -> tuple[WholeModule, ...]:
         for path, module in model.named_modules()
         if module in roles or isinstance(module, nn.Embedding)
     )
+
+
+def _can_classify(config: Any, model: PreTrainedModel) -> bool:
+    """Say whether a head over classes goes on exactly the layers of the language model."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return False
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    head = getattr(classifier, CLASS_HEAD, None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        return False
+    if head.in_features != config.get_text_config().hidden_size:
+        return False
+    words = model.get_output_embeddings()
+    own = {f"{path}." for path, module in model.named_modules() if module is words}
+    rest = {name for name, _ in model.named_parameters() if not name.startswith(tuple(own))}
+    return rest == {name for name, _ in classifier.named_parameters()} - {f"{CLASS_HEAD}.weight"}
 
 
 def _template(path: str) -> tuple[str, tuple[int, ...]]:

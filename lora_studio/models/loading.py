@@ -8,22 +8,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from lora_studio.errors import ModelError
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
+from lora_studio.models.description import CLASS_HEAD
 
-__all__ = ["fan_in_fan_out", "load_model", "load_tokenizer", "reading", "target_modules"]
+__all__ = [
+    "fan_in_fan_out",
+    "load_classifier",
+    "load_model",
+    "load_tokenizer",
+    "reading",
+    "target_modules",
+]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+HEAD_STD = 0.02
+"""Deviation of an untrained head's weights: `initializer_range` of nearly every model."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -50,35 +66,82 @@ def load_model(folder: Path, precision: str, device: str) -> Any:
     Raises:
         ModelError: If it does not fit into memory, or the files are missing or broken.
     """
-    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
     with reading(folder):
         return AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            device_map={"": place},
-            **_number_format(precision, device),
-            **LOCAL,
+            folder, **_placed(device), **_number_format(precision, device), **LOCAL
         )
 
 
-def _number_format(precision: str, device: str) -> dict[str, Any]:
-    """Return `from_pretrained`'s options for a precision.
+def load_classifier(
+    folder: Path, precision: str, device: str, *, labels: Sequence[str], seed: int
+) -> Any:
+    """Return the model in `folder` with an untrained head over classes, in evaluation mode.
+
+    It scores the last token that is no padding. The head is never quantised, and drawn anew from
+    the seed alone: one seed gives one head on every machine. `config.pad_token_id` is what batches
+    are to be padded with.
+
+    Args:
+        folder: A folder from `sources.resolve`, of a model that `can_classify`.
+        precision: As in `load_model`.
+        device: As in `load_model`.
+        labels: The classes' names; a class's number is its place.
+        seed: The recipe's.
+
+    Raises:
+        ModelError: As `load_model`.
+    """
+    padding = load_tokenizer(folder).pad_token_id
+    with reading(folder):
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
+        config.pad_token_id = config.get_text_config().pad_token_id = padding
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            **_placed(device),
+            **_number_format(precision, device, whole=[CLASS_HEAD]),
+            **LOCAL,
+        )
+    _draw_head(model.get_submodule(CLASS_HEAD), seed)
+    return model
+
+
+@torch.no_grad()
+def _draw_head(head: Any, seed: int) -> None:
+    """Fill a head from a generator of its own; drawn in float64, then rounded to what it is in."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty(head.weight.shape, dtype=torch.float64)
+    head.weight.copy_(drawn.normal_(std=HEAD_STD, generator=generator).float())
+
+
+def _placed(device: str) -> dict[str, Any]:
+    """Return `from_pretrained`'s options for a device; each launched process takes its own GPU."""
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    return {"use_safetensors": True, "device_map": {"": place}}
+
+
+def _number_format(precision: str, device: str, whole: Sequence[str] = ()) -> dict[str, Any]:
+    """Return `from_pretrained`'s options for a precision; `whole` names what is not quantised.
 
     NF4 with double quantisation is QLoRA's (arXiv 2305.14314, sections 3.1 and 3.2).
     """
+    skipped = list(whole) or None
     if precision in DTYPES:
         return {"dtype": DTYPES[precision]}
     compute = _compute_dtype(device)
     if precision == "int8":
         # bitsandbytes says at every layer of every step that it rounds the inputs to 16 bit.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        quantization = BitsAndBytesConfig(load_in_8bit=True)
+        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     else:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=skipped,
         )
     return {"dtype": compute, "quantization_config": quantization}
 

@@ -1,8 +1,9 @@
-"""One second of matrix products: what this device does now. Only a child process may measure."""
+"""One second of training passes: what this device does now. Only a child process may measure."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ from typing import Any
 from lora_studio.hardware import Hardware
 
 MEASURE_S = 1.0
-PRODUCTS = {"cpu": 1, "mps": 8, "cuda": 8}
-"""Products between two looks at the clock: some ten milliseconds, so that others are seen."""
+LEAST_PASSES = 3
 VALID_S = 24 * 3600
-SHAPE = {"cpu": (512, 1024, 1024), "mps": (2048, 2048, 2048), "cuda": (4096, 4096, 4096)}
-"""Rows and widths of the products, about those of a training step on such a device."""
 
 
 def measure(device: str, width: int) -> float:
-    """Return FLOP a second of matrix products over about one second.
+    """Return FLOP a second of a decoder block's passes with LoRA, the median over one second.
+
+    A whole block rather than one matrix product: its norms, its adapters and what two threads
+    wait for each other are in it, as they are in a training step.
 
     Args:
         device: `cuda`, `mps` or `cpu`.
@@ -26,24 +27,21 @@ def measure(device: str, width: int) -> float:
     """
     import torch
 
-    rows, d_in, d_out = SHAPE[device]
-    kind = torch.float32 if width == 4 else torch.bfloat16
-    left = torch.randn(rows, d_in, device=device, dtype=kind)
-    right = torch.randn(d_in, d_out, device=device, dtype=kind)
+    from lora_studio.prediction.block import SHAPES, Pass
+
+    shape = SHAPES[device]
+    passes = Pass(shape, device, torch.float32 if width == 4 else torch.bfloat16)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
-    for _ in range(3):
-        left @ right
+    for _ in range(2):
+        passes.run()
     wait()
-    slices: list[float] = []
+    seconds: list[float] = []
     end = time.perf_counter() + MEASURE_S
-    while (start := time.perf_counter()) < end or len(slices) < 2:
-        for _ in range(PRODUCTS[device]):
-            left @ right
+    while (start := time.perf_counter()) < end or len(seconds) < LEAST_PASSES:
+        passes.run()
         wait()
-        slices.append(time.perf_counter() - start)
-    # One in ten from the fastest: what is kept must not be that of a moment when others worked.
-    usual = sorted(slices)[len(slices) // 10]
-    return 2 * rows * d_in * d_out * PRODUCTS[device] / usual
+        seconds.append(time.perf_counter() - start)
+    return shape.flop / statistics.median(seconds)
 
 
 def known(cache: Path, hardware: Hardware, width: int) -> float | None:
@@ -89,4 +87,4 @@ def _file(cache: Path) -> Path:
 
 
 def _name(hardware: Hardware, width: int) -> str:
-    return f"{hardware.device_name} × {hardware.cores}, {8 * width} bit"
+    return f"{hardware.device_name} × {hardware.cores}, {8 * width} bit, a block"

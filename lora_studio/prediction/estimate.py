@@ -77,7 +77,7 @@ def estimate(
         RecipeError: If the model does not have what the adapter names.
     """
     work = Workload.of(recipe, report)
-    counted = count(info, recipe.adapter)
+    counted = count(info, recipe.adapter, work.labels)
     memory = predict(info, recipe, place, work)
     step_s = seconds = None
     if rate:

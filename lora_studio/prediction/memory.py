@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from lora_studio.hardware import Hardware
-from lora_studio.models.accounting import count
+from lora_studio.models.accounting import classifying, count
 from lora_studio.models.description import ModelInfo, ModuleGroup
 from lora_studio.models.targets import rank_of, selected
 from lora_studio.prediction.workload import Workload
@@ -149,11 +149,12 @@ def predict(
         RecipeError: If the model does not have what the adapter names.
     """
     work = work or Workload.of(recipe)
+    info, adapter = classifying(info, recipe.adapter, work.labels)
     chosen = recipe.training.activation_checkpointing
-    plain = _predict(info, recipe.adapter, place, work, checkpointing=bool(chosen))
+    plain = _predict(info, adapter, place, work, checkpointing=bool(chosen))
     if chosen is not None or plain.verdict(place.free) == "fits":
         return plain
-    spared = _predict(info, recipe.adapter, place, work, checkpointing=True)
+    spared = _predict(info, adapter, place, work, checkpointing=True)
     return spared if spared.total < plain.total else plain
 
 
@@ -284,6 +285,9 @@ def _depth(info: ModelInfo, adapter: AdapterSpec) -> int:
 
 
 def _logits(info: ModelInfo, place: Place, work: Workload) -> float:
+    if work.labels is not None:
+        # Every token is scored and the last one taken; the head, being trained, keeps its input.
+        return work.tokens * place.width * (2 * work.labels + info.hidden_size)
     if place.device == "cuda":
         chunk = min(work.tokens, TRL_CHUNK_TOKENS) * min(info.vocab_size, TRL_CHUNK_VOCABULARY)
         return chunk * 2 + work.tokens * info.hidden_size * FLOAT32

@@ -9,6 +9,9 @@ from typing import Any, Self
 
 from lora_studio.recipe import Recipe
 
+FEWEST_LABELS = 2
+"""Classes to reckon with while the data is not known; a head over more is small all the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -26,6 +29,8 @@ class Workload:
     """Mean tokens of a row of a usual batch, padding included."""
     train_rows: int | None
     """Rows of an epoch, None while the data is not known."""
+    labels: int | None = None
+    """Classes of a text classification; None where the model learns to write."""
 
     @classmethod
     def of(cls, recipe: Recipe, report: Mapping[str, Any] | None = None) -> Self:
@@ -42,6 +47,7 @@ class Workload:
             if report
             else longest,
             train_rows=report["trained_rows"] if report else None,
+            labels=_labels(recipe, report),
         )
 
     @property
@@ -53,6 +59,12 @@ class Workload:
     def scored(self) -> int:
         """Positions of the largest batch that the head scores on a CPU."""
         return math.ceil(self.tokens * self.labelled)
+
+
+def _labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int | None:
+    if recipe.task_type != "SEQ_CLS":
+        return None
+    return len((report or {}).get("labels", ())) or FEWEST_LABELS
 
 
 def _padded(report: Mapping[str, Any], rows: int, limit: int) -> float:

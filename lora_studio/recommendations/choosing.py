@@ -6,7 +6,7 @@ import math
 
 from lora_studio.hardware import Hardware, default_precision, precisions
 from lora_studio.models.description import ModelInfo
-from lora_studio.recipe import ALL_LINEAR
+from lora_studio.recipe import ALL_LINEAR, CLASSIFICATION
 from lora_studio.recommendations.recommendation import DataFacts, Recommendation, Recommended
 from lora_studio.recommendations.table import (
     ALPHA,
@@ -16,11 +16,14 @@ from lora_studio.recommendations.table import (
     DROPOUT_FROM_EPOCHS,
     ENOUGH_STEPS,
     GOALS,
+    HEAD,
     HELD_OUT,
+    HELD_OUT_TO_SORT,
     LEAST_LENGTH,
     LENGTH_STEP,
     LITTLE_OF_MEMORY,
     LONGEST,
+    LORA_GLUE,
     LORA_RANK,
     LORA_WARMUP,
     MOST_STEPS,
@@ -52,7 +55,7 @@ def recommend(
     chosen = GOALS[goal]
     length = _max_length(data, info, hardware)
     rows = _rows(data, length.value)
-    held_out = _eval_fraction(rows)
+    held_out = _eval_fraction(chosen, rows)
     train_rows = max(round(rows * (1 - held_out.value)), 1)
     tokens = min(max(data.tokens // rows, 1), length.value)
     epochs = min(max(math.ceil(chosen.seen_rows / train_rows), 1), chosen.most_epochs)
@@ -64,7 +67,8 @@ def recommend(
     limit = chosen.most_steps or MOST_STEPS.get(hardware.device)
     most_steps = limit if limit and limit < steps else None
     r = _rank(chosen, data, info)
-    values = {
+    task = {"data.format": _format(data)} if chosen.sorts else {}
+    values = task | {
         "adapter.r": r,
         "adapter.lora_alpha": Recommended(
             value=ALPHA,
@@ -108,6 +112,15 @@ def recommend(
     )
 
 
+def _format(data: DataFacts) -> Recommended:
+    return Recommended(
+        value=CLASSIFICATION,
+        reason_key="recommendations.format_classes",
+        reason_values={"labels": data.labels},
+        source=HEAD,
+    )
+
+
 def _rate(info: ModelInfo) -> Recommended:
     rate, source = rate_of(info)
     key = "recommendations.rate_small" if source is REGRET else "recommendations.rate_large"
@@ -146,9 +159,12 @@ def _rows(data: DataFacts, length: int) -> int:
     return max(math.ceil(data.tokens / length) if data.is_text else data.rows, 1)
 
 
-def _eval_fraction(rows: int) -> Recommended:
-    share = entry_at(HELD_OUT, rows)
-    key = "recommendations.held_out" if share else "recommendations.held_out_none"
+def _eval_fraction(goal: Goal, rows: int) -> Recommended:
+    table = HELD_OUT_TO_SORT if goal.sorts else HELD_OUT
+    key = "recommendations.held_out_to_sort" if goal.sorts else "recommendations.held_out"
+    share = entry_at(table, rows)
+    if not share:
+        key = "recommendations.held_out_none"
     values = {"rows": rows, "held": round(rows * share)}
     return Recommended(value=share, reason_key=key, reason_values=values)
 
@@ -157,6 +173,8 @@ def _rank(goal: Goal, data: DataFacts, info: ModelInfo) -> Recommended:
     """Choose the least rank whose parameters are as many as the tokens that are learned."""
     per_rank = sum(group.count * (group.d_in + group.d_out) for group in info.modules)
     narrowest = min((min(group.d_in, group.d_out) for group in info.modules), default=1)
+    if goal.sorts:
+        return _rank_to_sort(min(goal.r, narrowest), per_rank, data)
     known = [r for r in RANKS if r >= goal.r]
     roomy = next((r for r in known if r * per_rank >= data.trained_tokens), known[-1])
     r = min(roomy, narrowest)
@@ -171,6 +189,16 @@ def _rank(goal: Goal, data: DataFacts, info: ModelInfo) -> Recommended:
         )
     return Recommended(
         value=r, reason_key="recommendations.r_more", reason_values=values, source=REGRET
+    )
+
+
+def _rank_to_sort(r: int, per_rank: int, data: DataFacts) -> Recommended:
+    """Take the least rank: a label says far less than the tokens of an answer."""
+    return Recommended(
+        value=r,
+        reason_key="recommendations.r_to_sort",
+        reason_values={"r": r, "parameters": r * per_rank, "rows": data.trained_tokens},
+        source=LORA_GLUE,
     )
 
 

@@ -34,6 +34,8 @@ class DataFacts:
     """Whether it is plain text, which is cut into pieces, and not conversations."""
     lengths: tuple[tuple[int, int], ...] = ()
     """Lengths of the conversations before cutting: (tokens, rows)."""
+    labels: int = 0
+    """Classes that the rows are sorted into; 0 for rows that are written."""
 
     @classmethod
     def from_report(cls, found: Mapping[str, Any]) -> Self:
@@ -46,6 +48,7 @@ class DataFacts:
             trained_tokens=round(found["trained_tokens"] * share),
             is_text=not found["lengths"],
             lengths=tuple((length, n) for length, n in found["lengths"]),
+            labels=len(found.get("labels") or ()),
         )
 
     def covering(self, share: float) -> int:

@@ -42,13 +42,14 @@ class History:
     steps: list[dict[str, Any]] = field(default_factory=list)
     """The step events: step, loss, learning_rate, grad_norm, tokens_per_s and so on."""
     evals: list[dict[str, Any]] = field(default_factory=list)
-    """The eval events: step, loss, perplexity."""
+    """The eval events: step, loss, and perplexity, or accuracy, f1 and confusion of classes."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """The sample events: step, prompt, answer."""
     stage: dict[str, Any] = field(default_factory=dict)
     """The latest stage event: stage, done, total."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The started event: steps, rows, trainable parameters, precision and its reason."""
+    """The started event: steps, rows, trainable parameters, precision and its reason, task_type
+    and the labels of a text classification."""
     ending: dict[str, Any] = field(default_factory=dict)
     """The finished, stopped or failed event, empty while there is none."""
     first_time: float | None = None
@@ -140,6 +141,8 @@ class History:
             "first_train_loss": losses[0] if losses else None,
             "last_train_loss": losses[-1] if losses else None,
             "eval_losses": [entry["loss"] for entry in self.evals],
+            "eval_accuracies": [e["accuracy"] for e in self.evals if "accuracy" in e],
+            "eval_f1s": [e["f1"] for e in self.evals if "f1" in e],
             "steps": self.step,
             "tokens_per_s": rates[-1] if rates else None,
             "adapter": str(adapter) if adapter else None,

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from lora_studio.errors import StudioError
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.targets import fan_in_fan_out, keeps_tied, peft_targets
-from lora_studio.recipe import AdapterSpec
+from lora_studio.recipe import AdapterSpec, TaskName
 
 ADAPTER = "default"
 EVA_TOKENS = 1024
@@ -60,15 +60,19 @@ class Start:
     """Told how far it is: name, done, total."""
 
 
-def lora_config(spec: AdapterSpec, info: ModelInfo, *, base: str) -> LoraConfig:
+def lora_config(
+    spec: AdapterSpec, info: ModelInfo, *, base: str, task_type: TaskName = "CAUSAL_LM"
+) -> LoraConfig:
     """Return PEFT's settings for an adapter section on a model; `base` is what it is saved under.
+
+    For SEQ_CLS PEFT itself adds the head to what is trained whole.
 
     Raises:
         RecipeError: If the model does not have what the section names.
     """
     targets = peft_targets(info, spec)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=spec.r,
         lora_alpha=spec.lora_alpha,
         lora_dropout=spec.lora_dropout,

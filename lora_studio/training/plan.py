@@ -14,6 +14,9 @@ from lora_studio.recipe import Recipe
 EVALS_PER_RUN = 5
 # A held-out loss on a CPU may cost about a fifth of the training it accompanies, not more.
 EVAL_ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
+SORTED_TIMES = 4
+"""So many times more rows where texts are sorted: one row says right or wrong and no more. The
+accuracy of 128 rows is known to ± 8 percentage points or better (95 %, binomial)."""
 WORTH_TRAINING_STEPS = 50
 
 
@@ -52,6 +55,12 @@ def evaluates_every(recipe: Recipe, steps: int) -> int:
     return recipe.training.eval_steps or max(math.ceil(steps / EVALS_PER_RUN), 1)
 
 
+def measured_rows(recipe: Recipe, device: str, held_out: int) -> int:
+    """Return on how many of the rows held out an evaluation measures."""
+    times = SORTED_TIMES if recipe.task_type == "SEQ_CLS" else 1
+    return min(held_out, times * EVAL_ROWS[device])
+
+
 def make_plan(
     recipe: Recipe,
     hardware: Hardware,
@@ -81,7 +90,7 @@ def make_plan(
         autocast=_autocast(precision, hardware),
         total_steps=steps,
         eval_steps=evaluates_every(recipe, steps),
-        eval_rows=min(eval_rows, EVAL_ROWS[hardware.device]),
+        eval_rows=measured_rows(recipe, hardware.device, eval_rows),
         checkpointing=predict(info, recipe, place, work).checkpointing,
     )
 

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback
 
-from lora_studio.data.encoding import IGNORE_INDEX
 from lora_studio.errors import RunError
 from lora_studio.prediction.fixes import Fix
 from lora_studio.runs.events import EventWriter
@@ -69,7 +68,7 @@ def probe_step(trainer: Any, events: EventWriter, offers: Offers) -> int:
     """
     batch = longest_batch(trainer)
     rows, length = batch["input_ids"].shape
-    scored = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    scored = int(trainer.scored(batch["labels"]).sum())
     start = time.monotonic()
     failed: BaseException | None = None
     with _untouched(trainer), _bounded(), _watched() as peak:
@@ -107,21 +106,15 @@ def longest_batch(trainer: Any) -> dict[str, torch.Tensor]:
 @contextmanager
 def _untouched(trainer: Any) -> Iterator[None]:
     """Put back gradients, counters and the states of all random generators."""
-    # The library keeps its counters to itself.
     python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    seen = trainer._total_train_tokens  # noqa: SLF001
-    metrics = {name: dict(values) for name, values in trainer._metrics.items()}  # noqa: SLF001
     is_training = trainer.model.training
     try:
-        yield
+        with trainer.uncounted():
+            yield
     finally:
         trainer.model.zero_grad(set_to_none=True)
         trainer.model.train(is_training)
-        trainer._total_train_tokens = seen  # noqa: SLF001
-        for name, values in trainer._metrics.items():  # noqa: SLF001
-            values.clear()
-            values.update(metrics.get(name, {}))
         random.setstate(python)
         np.random.set_state(numpy_)
         torch.set_rng_state(cpu)

@@ -38,7 +38,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._stop = stop
         self._max_training_s = max_training_s
         self._trainer: Any = None
-        self._questions: dict[str, str] = {}
+        self._questions: dict[str, Any] = {}
         self._began = self._step_began = 0.0
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
@@ -46,8 +46,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._pause_s: list[float] = []
         self.timed_out = False
 
-    def attach(self, trainer: Any, questions: Mapping[str, str]) -> None:
-        """Name the trainer and the prompts to answer: as typed, as the model reads them."""
+    def attach(self, trainer: Any, questions: Mapping[str, Any]) -> None:
+        """Name the trainer and the prompts to answer: as typed, as its `answers` takes them."""
         self._trainer = trainer
         self._questions = dict(questions)
 
@@ -99,7 +99,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Write what a step did, or what an evaluation found."""
         logs = logs or {}
         if "eval_loss" in logs:
-            self._write_eval(state.global_step, logs["eval_loss"])
+            self._write_eval(state.global_step, logs)
         elif "loss" in logs:
             self._write_step(state, logs)
 
@@ -134,9 +134,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if not math.isfinite(float(logs["loss"])):
             raise NotFiniteError
 
-    def _write_eval(self, step: int, loss: float) -> None:
-        perplexity = math.exp(loss) if loss < 50 else math.inf
-        self._events.write("eval", step=step, loss=loss, perplexity=perplexity)
+    def _write_eval(self, step: int, logs: dict[str, Any]) -> None:
+        loss = logs["eval_loss"]
+        if "eval_accuracy" in logs:
+            measured = {name: logs[f"eval_{name}"] for name in ("accuracy", "f1", "confusion")}
+        else:
+            measured = {"perplexity": math.exp(loss) if loss < 50 else math.inf}
+        self._events.write("eval", step=step, loss=loss, **measured)
 
     def _seconds_left(self, state: Any) -> float:
         """Return steps and pauses still to come, at the pace of the recent ones."""
@@ -151,12 +155,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def _sample(self, *, step: int) -> None:
         if not self._questions:
             return
-        rendered = list(self._questions.values())
+        asked = list(self._questions.values())
         # In 16 bit, trained bias vectors and layers are float32 beside the base's.
         with self.pause("sample"), self._trainer.accelerator.autocast():
-            answers = answer(
-                self._trainer.model, self._trainer.processing_class, rendered, self._should_stop
-            )
+            answers = self._trainer.answers(asked, self._should_stop)
         self.check_stop()  # an answer that was cut short says nothing
         for prompt, text in zip(self._questions, answers, strict=True):
             self._events.write("sample", step=step, prompt=prompt, answer=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from pathlib import Path
@@ -9,60 +10,13 @@ from typing import Any
 
 import torch
 
-from lora_studio.methods import LABELS, chosen
-from lora_studio.recipe import Recipe
 from lora_studio.runs.folder import RunFolder
-from lora_studio.runs.history import History
-
-CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags:
-- lora
-- base_model:adapter:{base}
----
-
-# {name}
-
-A LoRA adapter for `{base}`, trained with LoRA Studio.
-
-| | |
-|---|---|
-| rank r, lora_alpha | {r}, {alpha} |
-| method | {method} |
-| target modules | {targets} |
-| precision of the frozen base | {precision} |
-| optimizer steps | {steps} |
-| learning rate | {rate:g} |
-| training rows, held-out rows | {train_rows}, {eval_rows} |
-| training loss, first and last | {first_loss}, {last_loss} |
-| held-out loss, first and last | {first_eval}, {last_eval} |
-
-```python
-from peft import PeftModel
-from transformers import {classes}
-
-base = AutoModelForCausalLM.from_pretrained("{base}"{options})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-```
-
-`recipe.yaml` beside this file reproduces the training.
-"""
-
-
-# LoftQ's adapter mends what rounding to NF4 takes, so it wants the base in NF4.
-NF4_OPTIONS = """,
-    quantization_config=BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    ),
-"""
 
 
 def write_adapter(model: Any, folder: Path, initial: Path | None) -> None:
     """Write a PEFT folder that works on the true base, and ask the Hub for nothing.
+
+    Beside an adapter that sorts texts lies the base's `config.json` with the names of the classes.
 
     Args:
         model: The PeftModel; its weights stay as they are.
@@ -81,6 +35,17 @@ def write_adapter(model: Any, folder: Path, initial: Path | None) -> None:
             save_embedding_layers=False,
             path_initial_model_for_weight_conversion=None if initial is None else str(initial),
         )
+    if model.active_peft_config.task_type == "SEQ_CLS":
+        _write_classes(model.get_base_model(), folder)
+
+
+def _write_classes(base: Any, folder: Path) -> None:
+    """Write the base's configuration, from which the classes are read back."""
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # whoever loads it chooses the number format
+    config.save_pretrained(folder)
 
 
 def save_adapter(
@@ -100,41 +65,3 @@ def save_adapter(
     shutil.rmtree(folder.adapter, ignore_errors=True)
     partial.rename(folder.adapter)
     return folder.adapter
-
-
-def model_card(recipe: Recipe, history: History, *, base: str) -> str:
-    """Return the adapter's README.md: the settings and the measured losses."""
-    plan, summary = history.plan, history.summary()
-    evals = summary["eval_losses"] or [None]
-    is_loftq = recipe.adapter.init_lora_weights == "loftq"
-    return CARD.format(
-        base=base,
-        name=history.folder.id,
-        r=recipe.adapter.r,
-        alpha=recipe.adapter.lora_alpha,
-        method=_method(recipe),
-        classes="AutoModelForCausalLM, AutoTokenizer"
-        + (", BitsAndBytesConfig" if is_loftq else ""),
-        options=NF4_OPTIONS if is_loftq else "",
-        targets=", ".join(plan["target_modules"]),
-        precision=plan["precision"],
-        steps=summary["steps"],
-        rate=recipe.training.learning_rate,
-        train_rows=plan["train_rows"],
-        eval_rows=plan["held_out_rows"],
-        first_loss=_rounded(summary["first_train_loss"]),
-        last_loss=_rounded(summary["last_train_loss"]),
-        first_eval=_rounded(evals[0]),
-        last_eval=_rounded(evals[-1]),
-    )
-
-
-def _method(recipe: Recipe) -> str:
-    """Return the methods as the literature writes them; what is saved is always an adapter."""
-    names = [LABELS[name] for name in chosen(recipe)] or ["LoRA"]
-    converted = recipe.adapter.init_lora_weights == "pissa"
-    return ", ".join(names) + (" (saved as plain LoRA of rank 2·r)" if converted else "")
-
-
-def _rounded(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,18 +15,17 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_studio.data.preparation import prepare
 from lora_studio.data.prepared import Prepared
-from lora_studio.data.templates import adds_beginning
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.hardware import precision_reason, precisions, probe, resolve_precision
 from lora_studio.methods import problems, rank_problems
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
-from lora_studio.models.loading import load_model, load_tokenizer
+from lora_studio.models.loading import load_classifier, load_model, load_tokenizer
 from lora_studio.models.sources import hub_name, resolve
 from lora_studio.models.targets import selected, target_modules
 from lora_studio.prediction.fixes import fixes_after_failure
 from lora_studio.prediction.memory import Place
-from lora_studio.prediction.workload import Workload
+from lora_studio.prediction.workload import FEWEST_LABELS, Workload
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
@@ -41,10 +39,14 @@ from lora_studio.training.adapting import (
     initialise,
     lora_config,
 )
+from lora_studio.training.card import model_card
+from lora_studio.training.classifying import Classifier, classifier_arguments
+from lora_studio.training.loop import Loop
 from lora_studio.training.plan import Plan, make_plan
+from lora_studio.training.questions import questions
 from lora_studio.training.rehearsal import Rehearsal
-from lora_studio.training.reporting import SAMPLE_TOKENS, Reporter, Stopped
-from lora_studio.training.saving import model_card, save_adapter
+from lora_studio.training.reporting import Reporter, Stopped
+from lora_studio.training.saving import save_adapter
 from lora_studio.training.trainer import Trainer, sft_config
 
 log = logging.getLogger(__name__)
@@ -91,12 +93,13 @@ class Session:
             token=self._settings.hub_token,
             on_progress=self._stage,
         )
-        info = inspect_model(model_folder, recipe.model.source)
+        info = self._described(inspect_model(model_folder, recipe.model.source))
         targets = self._targets(info, precision, hardware.device)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
         prepared = self._prepare(tokenizer, info, folder)
+        labels = [name for name, *_ in prepared.report.labels]
         self._stage("load", 0, 0)
-        model = load_model(model_folder, precision, hardware.device)
+        model = self._load(model_folder, precision, hardware.device, labels)
         plan = make_plan(
             recipe,
             hardware,
@@ -116,7 +119,10 @@ class Session:
         adapted = self._adapt(model, start)
         reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
         self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
-        reporter.attach(self._trainer, self._questions(prepared, info))
+        # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
+        # units multiplies an order of magnitude slower; the optimizer is better off in float32.
+        cast_trained(adapted)
+        reporter.attach(self._trainer, questions(recipe, prepared.report, tokenizer, info))
         Rehearsal.put_first(
             self._trainer,
             events,
@@ -141,6 +147,8 @@ class Session:
             train_rows=len(prepared.train),
             held_out_rows=len(prepared.evaluation),
             format=prepared.report.format,
+            task_type=recipe.task_type,
+            labels=labels,
         )
         return reporter
 
@@ -160,6 +168,27 @@ class Session:
         return save_adapter(
             folder, self._trainer.model, self._tokenizer, card=card, initial=self._initial
         )
+
+    def _described(self, info: ModelInfo) -> ModelInfo:
+        """Return the model as it is trained; of a head over classes the size is not known yet.
+
+        Raises:
+            RecipeError: If texts are to be sorted and the model cannot.
+        """
+        if self._recipe.task_type != "SEQ_CLS":
+            return info
+        if not info.can_classify:
+            raise RecipeError.of(
+                [StudioError("model.cannot_classify", source=info.source, name=info.architecture)]
+            )
+        return info.as_classifier(FEWEST_LABELS)
+
+    def _load(self, folder: Path, precision: str, device: str, labels: Sequence[str]) -> Any:
+        """Return the frozen model, with a head drawn from the seed where texts are sorted."""
+        if self._recipe.task_type == "SEQ_CLS":
+            seed = self._recipe.seed
+            return load_classifier(folder, precision, device, labels=labels, seed=seed)
+        return load_model(folder, precision, device)
 
     def _prepare(self, tokenizer: Any, info: ModelInfo, folder: RunFolder) -> Prepared:
         """Read and encode the data; keep it and where it came from in the run folder."""
@@ -203,7 +232,9 @@ class Session:
         recipe = self._recipe
         if recipe.adapter.init_lora_weights in LONG_STARTS:
             self._stage("initialise", 0, 0)
-        config = lora_config(recipe.adapter, start.info, base=self._base)
+        config = lora_config(
+            recipe.adapter, start.info, base=self._base, task_type=recipe.task_type
+        )
         adapted = adapt(model, config, seed=recipe.seed)
         self._initial = initialise(adapted, recipe.adapter, start, seed=recipe.seed)
         return adapted
@@ -215,54 +246,36 @@ class Session:
         plan: Plan,
         folder: RunFolder,
         reporter: Reporter,
-    ) -> Trainer:
-        train = prepared.to_dataset(folder.data)
+    ) -> Loop:
         held_out = None
+        shared: dict[str, Any] = {
+            "reporter": reporter,
+            "loraplus_lr_ratio": self._recipe.training.loraplus_lr_ratio,
+            "initial": self._initial,
+            "model": model,
+            "train_dataset": prepared.to_dataset(folder.data),
+            "processing_class": self._tokenizer,
+        }
         if plan.eval_rows:
-            held_out = prepared.to_dataset(folder.data, "evaluation").select(range(plan.eval_rows))
-        trainer = Trainer(
-            reporter=reporter,
-            loraplus_lr_ratio=self._recipe.training.loraplus_lr_ratio,
-            initial=self._initial,
-            model=model,
+            held_out = prepared.to_dataset(folder.data, "evaluation")
+            # Evenly from all: a file often has one class after the other.
+            held_out = held_out.select(
+                at * len(held_out) // plan.eval_rows for at in range(plan.eval_rows)
+            )
+        if self._recipe.task_type == "SEQ_CLS":
+            return Classifier(
+                labels=[name for name, *_ in prepared.report.labels],
+                args=classifier_arguments(self._recipe, plan, folder.checkpoints),
+                eval_dataset=held_out,
+                **shared,
+            )
+        return Trainer(
             args=sft_config(self._recipe, plan, folder.checkpoints),
-            train_dataset=train,
             eval_dataset=held_out,
-            processing_class=self._tokenizer,
             data_collator=DataCollatorForLanguageModeling(
                 pad_token_id=self._tokenizer.pad_token_id
             ),
-        )
-        # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
-        # units multiplies an order of magnitude slower; the optimizer is better off in float32.
-        cast_trained(model)
-        return trainer
-
-    def _questions(self, prepared: Prepared, info: ModelInfo) -> dict[str, str]:
-        """Return the try-out prompts whose answers fit the model, each as the model reads it.
-
-        A model that learns plain text continues it; every other one is asked in a chat.
-        """
-        typed = [prompt for prompt in self._recipe.prompts if prompt.strip()]
-        continues = prepared.report.format == "text"
-        asked = {
-            prompt: self._beginning() + prompt if continues else self._in_a_chat(prompt)
-            for prompt in typed or prepared.report.prompts
-        }
-        room = (info.context_length or sys.maxsize) - SAMPLE_TOKENS
-        return {
-            prompt: rendered
-            for prompt, rendered in asked.items()
-            if len(self._tokenizer(rendered, add_special_tokens=False)["input_ids"]) <= room
-        }
-
-    def _beginning(self) -> str:
-        return str(self._tokenizer.bos_token) if adds_beginning(self._tokenizer) else ""
-
-    def _in_a_chat(self, prompt: str) -> str:
-        chat = [{"role": "user", "content": prompt}]
-        return str(
-            self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            **shared,
         )
 
 

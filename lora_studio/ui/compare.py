@@ -1,4 +1,7 @@
-"""The Compare tab: type once, the base and the adapter answer side by side."""
+"""The Compare tab: type once, the base and the adapter answer side by side.
+
+A run that sorts texts into classes has a box of its own there, see `classify`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import gradio as gr
 from lora_studio.chat.request import Message, Pane, Sampling
 from lora_studio.errors import StudioError
 from lora_studio.ui import numbers, render
+from lora_studio.ui.classify import ClassifyBox
 from lora_studio.ui.controls import slider
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
@@ -40,22 +44,14 @@ class CompareTab:
             self.clear = gr.Button(
                 text("compare_clear"), elem_id="compare-clear", scale=0, min_width=160
             )
-        self.note = gr.HTML(elem_id="compare-note")
-        with gr.Row():
-            self.base, self.base_rate = self._side("base", text("base_side"))
-            self.adapter, self.adapter_rate = self._side("adapter", text("adapter_side"))
-        with gr.Row(elem_classes="ls-line"):
-            self.question = gr.Textbox(
-                label=text("question"), placeholder=text("question_hint"), lines=2, max_lines=6,
-                scale=6, elem_id="question", submit_btn=False,
-            )  # fmt: skip
-            self.send = gr.Button(
-                text("send"), variant="primary", elem_id="send", scale=0, min_width=120
-            )
-            self.stop = gr.Button(
-                text("stop"), elem_id="stop", scale=0, min_width=120, interactive=False
-            )
-        self._settings()
+        with gr.Column() as self.talk:
+            self.note = gr.HTML(elem_id="compare-note")
+            with gr.Row():
+                self.base, self.base_rate = self._side("base", text("base_side"))
+                self.adapter, self.adapter_rate = self._side("adapter", text("adapter_side"))
+            self._ask()
+            self._settings()
+        self.classes = ClassifyBox(door, self.run)
         self.base_history = gr.State([])
         self.adapter_history = gr.State([])
         self._wire()
@@ -68,6 +64,19 @@ class CompareTab:
             )  # fmt: skip
             rate = gr.HTML(elem_id=f"{name}-rate", elem_classes="ls-rate")
         return chat, rate
+
+    def _ask(self) -> None:
+        with gr.Row(elem_classes="ls-line"):
+            self.question = gr.Textbox(
+                label=text("question"), placeholder=text("question_hint"), lines=2, max_lines=6,
+                scale=6, elem_id="question", submit_btn=False,
+            )  # fmt: skip
+            self.send = gr.Button(
+                text("send"), variant="primary", elem_id="send", scale=0, min_width=120
+            )
+            self.stop = gr.Button(
+                text("stop"), elem_id="stop", scale=0, min_width=120, interactive=False
+            )
 
     def _settings(self) -> None:
         with gr.Accordion(text("compare_more"), open=False, elem_id="compare-more"):
@@ -131,7 +140,12 @@ class CompareTab:
             show_progress="hidden",
             queue=False,
         )
-        self.run.change(self.describe, self.run, [self.adapter, self.mode], show_progress="hidden")
+        self.run.change(
+            self.describe,
+            self.run,
+            [self.adapter, self.mode, self.talk, self.clear, *self.classes.shown],
+            show_progress="hidden",
+        )
 
     # Handlers
 
@@ -149,17 +163,23 @@ class CompareTab:
         """Offer what is there now and keep the choice."""
         return self.choices(request, run)
 
-    def describe(self, request: gr.Request, run: Any) -> tuple[Any, Any]:
-        """Name the adapter's side after the run; a run on plain text continues text."""
-        voice = Voice(request)
+    def describe(self, request: gr.Request, run: Any) -> list[Any]:
+        """Name the adapter's side after the run; a run on plain text continues text.
+
+        A run that sorts texts into classes gets its own box instead.
+        """
+        voice, studio = Voice(request), self.door.enter(request)
         try:
-            history = self.door.enter(request).history(str(run))
-            recipe = history.folder.read_recipe()
+            history = studio.history(str(run))
+            recipe, labels = history.folder.read_recipe(), studio.labels(str(run))
         except StudioError:
-            return gr.skip(), gr.skip()
+            return [gr.skip()] * (4 + len(self.classes.shown))
         mode = "text" if history.plan.get("format") == "text" else "chat"
         label = voice("adapter_named", run=history.folder.id, r=recipe.adapter.r)
-        return gr.Chatbot(label=label), mode
+        answers = gr.Column(visible=not labels), gr.Button(visible=not labels)
+        return [
+            gr.Chatbot(label=label), mode, *answers, *self.classes.show(history, labels, voice)
+        ]  # fmt: skip
 
     def halt(self, request: gr.Request) -> None:
         """Stop both answers at the next token."""

@@ -24,22 +24,32 @@ EXAMPLES = {
     "example_chat": "lighthouse.jsonl",
     "example_help": "helpdesk.csv",
     "example_text": "notes.md",
+    "example_sort": "tickets.csv",
 }
 # With so few rows: enough steps to see an effect, in about four minutes on two cores.
 EXAMPLE_SETTINGS = {
     "example_chat": {
+        "data.format": "auto",
         "data.max_length": 512,
         "training.num_train_epochs": 2,
         "training.learning_rate": 5e-4,
     },
     "example_help": {
+        "data.format": "auto",
         "data.max_length": 512,
         "training.num_train_epochs": 2,
         "training.learning_rate": 5e-4,
     },
     "example_text": {
+        "data.format": "auto",
         "data.max_length": 128,
         "training.num_train_epochs": 10,
+        "training.learning_rate": 5e-4,
+    },
+    "example_sort": {
+        "data.format": "classification",
+        "data.max_length": 64,
+        "training.num_train_epochs": 8,
         "training.learning_rate": 5e-4,
     },
 }

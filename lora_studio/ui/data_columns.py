@@ -10,18 +10,21 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.recipe import PARTS, ChatTemplateName, DataSpec, FormatName
+from lora_studio.recipe import CLASSIFICATION, PARTS, ChatTemplateName, DataSpec, FormatName
 from lora_studio.ui.controls import dropdown
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice, hint, text
 
-ORDER = ("question", "context", "answer", "system", "turns", "text")
+ORDER = ("question", "context", "answer", "system", "turns", "text", "label")
+TO_SORT = ("text", "label")
+"""The parts of a classification; all but the label are those of other formats."""
 ENCODINGS = ("utf-8", "utf-16", "cp949", "shift_jis", "gb18030", "latin-1")
 TEMPLATE = "{{title}}: {{body}}"
 MENDED_HERE = frozenset(
     {
         "data.parts_clash",
         "data.document_has_no_columns",
+        "data.no_labels_in_document",
         "data.other_encoding",
         "data.wrong_encoding",
         "data.template_syntax",
@@ -63,41 +66,42 @@ class Columns:
             self.chat_template,
         ]  # fmt: skip
 
-    def show(
-        self, found: Mapping[str, Any], chosen: Mapping[str, str], voice: Voice
-    ) -> dict[Any, Any]:
+    def show(self, found: Mapping[str, Any], data: DataSpec, voice: Voice) -> dict[Any, Any]:
         """Return what the components show of a report: the guess, or what was chosen."""
         known = list(dict.fromkeys(name for names in found["columns"].values() for name in names))
         return {
             self.part: gr.skip(),
-            **self._table(known, chosen or guessed(found), voice),
+            **self._table(known, data.columns or guessed(found), data.format, voice),
             self.encoding: gr.Dropdown(info=encodings(found["encodings"], voice)),
             self.chat_template: gr.Dropdown(visible=bool(found["own_template"])),
         }
 
     def show_problem(
-        self, error: StudioError, known: Sequence[str], chosen: Mapping[str, str], voice: Voice
+        self, error: StudioError, known: Sequence[str], data: DataSpec, voice: Voice
     ) -> dict[Any, Any]:
         """Return what the components show where the rows could not be understood."""
         named = columns_of(error)
         if not named and error.key not in MENDED_HERE:
             return {}
-        columns = [*named, *chosen.values()] if named else known
+        columns = [*named, *data.columns.values()] if named else known
         return {
             self.part: gr.Accordion(open=True),
-            **self._table(list(dict.fromkeys(columns)), chosen, voice),
+            **self._table(list(dict.fromkeys(columns)), data.columns, data.format, voice),
         }
 
     def _table(
-        self, known: Sequence[str], parts: Mapping[str, str], voice: Voice
+        self, known: Sequence[str], parts: Mapping[str, str], format_name: FormatName, voice: Voice
     ) -> dict[Any, Any]:
+        shown = TO_SORT if format_name == CLASSIFICATION else ORDER[:-1]
         choices = [(voice("column_unused"), ""), *((name, name) for name in known)]
         pickers = {}
         for part, picker in self.pickers.items():
             column = parts.get(part, "")
             # A chosen column that is not there is shown too, with the sentence about it.
             more = [(column, column)] if column and column not in known else []
-            pickers[picker] = gr.Dropdown(choices=[*choices, *more], value=column)
+            pickers[picker] = gr.Dropdown(
+                choices=[*choices, *more], value=column, visible=part in shown
+            )
         return {
             self.known: list(known),
             self.none: gr.HTML(visible=not known),
@@ -120,6 +124,7 @@ def build(form: Form) -> Columns:
                             value="",
                             label=text(f"column_{name}"),
                             min_width=140,
+                            visible=name != "label",
                             elem_id=f"column-{name}",
                         )
             guess = gr.Button(text("columns_guess"), size="sm", elem_id="columns-guess")

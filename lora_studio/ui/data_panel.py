@@ -226,7 +226,7 @@ class DataPanel:
             yield (
                 self._nothing(voice)
                 | self._says(render.problem(error, voice))
-                | self.card.columns.show_problem(error, columns, data.columns, voice)
+                | self.card.columns.show_problem(error, columns, data, voice)
                 | self.card.checks.show_problem(error, data.checks, voice)
             )
 
@@ -322,7 +322,7 @@ class DataPanel:
             card.truncation: gr.Radio(visible=found["format"] != data_view.TEXT),
             card.pieces: gr.Accordion(visible=found["format"] in data_view.WITH_TEXT),
             card.rows.whole: gr.Column(visible=True),
-            **card.columns.show(found, data.columns, voice),
+            **card.columns.show(found, data, voice),
             **card.checks.show(found, data.checks, voice),
         }
 

@@ -76,7 +76,9 @@ def show(part: str, found: Mapping[str, Any], voice: Voice) -> list[Any]:
         listed = "".join(skipped(row, voice) for row in found["rows"])
         listed = f'<ul class="ls-skipped">{listed}</ul>'
     else:
-        listed = legend(voice) + "".join(sample(row, voice) for row in found["rows"])
+        is_sorted = any(row.get("label") for row in found["rows"])
+        listed = legend(voice, is_sorted=is_sorted)
+        listed += "".join(sample(row, voice) for row in found["rows"])
     return [
         listed,
         page,
@@ -86,12 +88,13 @@ def show(part: str, found: Mapping[str, Any], voice: Voice) -> list[Any]:
     ]
 
 
-def legend(voice: Voice) -> str:
-    """Return what the colours mean."""
+def legend(voice: Voice, *, is_sorted: bool = False) -> str:
+    """Return what the colours mean; texts to sort are only read, and their class is learned."""
+    names = ("masked", "class") if is_sorted else ("masked", "trained", "end")
     items = "".join(
         f'<span><i class="{name[0]}">{escape(voice(f"legend_{name}"))}</i>'
         f"{escape(voice(f'legend_{name}_means'))}</span>"
-        for name in ("masked", "trained", "end")
+        for name in names
     )
     return f'<div class="ls-legend">{items}</div>'
 
@@ -103,9 +106,11 @@ def skipped(row: Mapping[str, Any], voice: Voice) -> str:
 
 
 def sample(row: Mapping[str, Any], voice: Voice) -> str:
-    """Return one row under its place in the data."""
+    """Return one row under its place in the data, and its class where it has one."""
     where = escape(f"{row['file']}:{row['number']}")
-    return f'<div class="ls-row"><h4>{where}</h4>{tokens(row, voice)}</div>'
+    label = row.get("label", "")
+    badge = f'<b class="ls-class">{escape(label)}</b>' if label else ""
+    return f'<div class="ls-row"><h4>{where}{badge}</h4>{tokens(row, voice)}</div>'
 
 
 def tokens(row: Mapping[str, Any], voice: Voice) -> str:

@@ -14,6 +14,9 @@ TEXT = "text"
 WITH_TEXT = ("text", "mixed")
 """Formats of a report in which documents are learned as they are."""
 LISTED_REASONS = 4
+LISTED_CLASSES = 12
+ONE_SIDED = 0.9
+"""A class with a larger share of the rows is worth a warning."""
 
 
 def summary(found: Mapping[str, Any], voice: Voice) -> str:
@@ -25,11 +28,14 @@ def summary(found: Mapping[str, Any], voice: Voice) -> str:
         (voice("data_encoding"), ", ".join(names) or "–"),
         (voice("data_median"), f"{found['tokens_median']:,}"),
         (voice("data_longest"), f"{found['tokens_longest']:,}"),
-        (voice("data_trained"), numbers.count(found["trained_tokens"])),
+        (voice("data_classes"), f"{len(found['labels']):,}")
+        if found.get("labels")
+        else (voice("data_trained"), numbers.count(found["trained_tokens"])),
     ]
     parts = [f'<p class="ls-strip">{escape(strip(found, voice))}</p>', render.facts(facts)]
     if found["format"] == TEXT:
         parts.append(f'<p class="ls-quiet">{escape(voice("data_text_teaches"))}</p>')
+    parts.append(classes(found, voice))
     parts += [render.note(sentence, "warn") for sentence in warnings(found, voice)]
     return "".join(parts)
 
@@ -52,6 +58,35 @@ def strip(found: Mapping[str, Any], voice: Voice) -> str:
     return voice("data_strip", **values)
 
 
+def classes(found: Mapping[str, Any], voice: Voice) -> str:
+    """Return the rows of each class as bars, the largest class first; nothing for other formats."""
+    by_size = sorted(found.get("labels", ()), key=lambda entry: -entry[1] - entry[2])
+    if not by_size:
+        return ""
+    most = by_size[0][1] + by_size[0][2]
+    bars = "".join(
+        f'<li><span>{escape(name)}</span><i><b style="width:{(train + held) / most:.1%}"></b></i>'
+        f"<span>{train:,} + {held:,}</span></li>"
+        for name, train, held in by_size[:LISTED_CLASSES]
+    )
+    title = f'<p class="ls-quiet">{escape(voice("classes_title"))}</p>'
+    more = len(by_size) - LISTED_CLASSES
+    rest = escape(voice("classes_more", n=f"{more:,}")) if more > 0 else ""
+    note = f'<p class="ls-quiet">{rest}</p>' if rest else ""
+    return f'{title}<ul class="ls-shares">{bars}</ul>{note}'
+
+
+def one_sided(found: Mapping[str, Any], voice: Voice) -> str:
+    """Return the sentence about a class that most rows belong to, or nothing."""
+    sizes = {name: train + held for name, train, held in found.get("labels", ())}
+    label = max(sizes, key=lambda name: sizes[name], default="")
+    share = sizes[label] / sum(sizes.values()) if label else 0.0
+    if share <= ONE_SIDED:
+        return ""
+    percent = min(round(share * 100), 99)  # there are at least two classes
+    return voice("classes_one_sided", share=f"{percent}%", label=label)
+
+
 def warnings(found: Mapping[str, Any], voice: Voice) -> list[str]:
     """Return what a person should know before training on the data."""
     said = [
@@ -59,6 +94,7 @@ def warnings(found: Mapping[str, Any], voice: Voice) -> list[str]:
         for file, columns in found["unused_columns"].items()
         if columns
     ]
+    said += filter(None, [one_sided(found, voice)])
     if found["last_answer_only"]:
         said.append(voice("data_last_only", n=found["last_answer_only"]))
     if found["own_template"]:

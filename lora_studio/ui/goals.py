@@ -15,7 +15,7 @@ import gradio as gr
 
 from lora_studio.hardware import Hardware
 from lora_studio.models.description import ModelInfo
-from lora_studio.recipe import ALL_LINEAR, Recipe
+from lora_studio.recipe import ALL_LINEAR, CLASSIFICATION, FormatName, Recipe
 from lora_studio.recommendations.choosing import recommend
 from lora_studio.recommendations.recommendation import (
     DataFacts,
@@ -23,14 +23,16 @@ from lora_studio.recommendations.recommendation import (
     Recommended,
     differing,
 )
-from lora_studio.recommendations.table import GOAL_NAMES, GoalName
+from lora_studio.recommendations.table import GOAL_NAMES, GOALS, GoalName
 from lora_studio.ui.form import EXPRESSION, Form
 from lora_studio.ui.language import Voice, text
 from lora_studio.wording import say, table
 
 ModeName = Literal["simple", "all"]
+FORMAT = "data.format"
 # Labels of the controls that are not called like their setting.
 LABELS = {
+    FORMAT: "data_format",
     "training.num_train_epochs": "epochs",
     "training.lr_scheduler_type": "scheduler",
     "training.warmup_ratio": "warmup",
@@ -84,6 +86,26 @@ def goal_of(value: Any) -> GoalName:
     return value if value in GOAL_NAMES else GOAL_NAMES[0]
 
 
+def sorts(goal: Any) -> bool:
+    """Say whether a goal sorts texts into classes instead of writing."""
+    return GOALS[goal_of(goal)].sorts
+
+
+def format_for(goal: Any, now: Any) -> FormatName:
+    """Return how rows are to be read for a goal, given how they are read now."""
+    if sorts(goal):
+        return CLASSIFICATION
+    return "auto" if now == CLASSIFICATION else now
+
+
+def follow_format(format_: Any, now: Any) -> Any:
+    """Return the goal that goes with how rows are read, unless the present one does."""
+    wanted = format_ == CLASSIFICATION
+    if sorts(now) == wanted:
+        return gr.skip()
+    return next(name for name in GOAL_NAMES if GOALS[name].sorts == wanted)
+
+
 def mode_of(value: Any) -> ModeName:
     """Return the mode a control or a draft names; anything else is the simple one."""
     return "all" if value == "all" else "simple"
@@ -92,7 +114,7 @@ def mode_of(value: Any) -> ModeName:
 def recommendation(
     goal: Any, found: Mapping[str, Any] | None, info: ModelInfo | None, hardware: Hardware
 ) -> Recommendation | None:
-    """Return what is recommended, or None while there is no model or no text.
+    """Return what is recommended, or None while there is no model or no text read for the goal.
 
     Args:
         goal: What the goal's control holds.
@@ -100,7 +122,7 @@ def recommendation(
         info: The chosen model.
         hardware: The machine.
     """
-    if not found or info is None:
+    if not found or info is None or sorts(goal) != (found.get("format") == CLASSIFICATION):
         return None
     return recommend(goal_of(goal), DataFacts.from_report(found), info, hardware)
 
@@ -136,12 +158,34 @@ def put(form: Form, recipe: Recipe, recommended: Recommendation, *paths: str) ->
     ]
 
 
+def put_format(form: Form, goal: Any, values: Sequence[Any], puts: Sequence[Any]) -> list[Any]:
+    """Return what is put into the form, with rows read as the goal wants it.
+
+    Args:
+        form: The page's controls.
+        goal: What the goal's control holds.
+        values: What the form's controls hold.
+        puts: What is put into them otherwise.
+    """
+    now = dict(zip(form.controls, values, strict=True)).get(FORMAT)
+    wanted = format_for(goal, now)
+    return [
+        wanted if path == FORMAT and wanted != now else value
+        for path, value in zip(form.controls, puts, strict=True)
+    ]
+
+
 def show(recipe: Recipe, recommended: Recommendation | None, voice: Voice) -> tuple[str, str]:
     """Return the HTML of `chosen` and of `differs`."""
     if recommended is None:
         waiting = f'<p class="ls-quiet">{escape(voice("goal_waits"))}</p>'
-        return waiting, ""
+        return waiting, needs_labels(voice) if recipe.task_type == "SEQ_CLS" else ""
     return values_list(recommended, voice), differences(recipe, recommended, voice)
+
+
+def needs_labels(voice: Voice) -> str:
+    """Return what classification needs of the data."""
+    return f'<p class="ls-quiet ls-differs" role="status">{escape(voice("goal_needs_labels"))}</p>'
 
 
 def values_list(recommended: Recommendation, voice: Voice) -> str:
@@ -196,6 +240,8 @@ def shown_value(path: str, value: Any, recommended: Recommendation, voice: Voice
     """Return a value as the list says it."""
     if value is None:
         return voice("value_none")
+    if path == FORMAT:
+        return voice(f"format_{value}")
     if path == "precision":
         name = recommended.precision
         return f"{voice('precision_auto')} ({name})" if value == "auto" else str(value)

@@ -8,7 +8,7 @@ checks its argument.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import plotly
 from lora_studio.errors import RunError
 from lora_studio.runs.history import History
 from lora_studio.ui import numbers
+from lora_studio.ui.confusion import confusion
 from lora_studio.ui.language import Voice
 from lora_studio.ui.render import stage_sentence
 from lora_studio.ui.visitors import Door
@@ -28,7 +29,8 @@ MOST_POINTS = 2000
 LOG_BYTES = 12_000
 WORDS = (
     "loss", "smoothed", "held_out", "learning_rate", "grad_norm", "step", "raw", "samples", "log",
-    "reconnecting", "before", "chart_loss", "chart_rate",
+    "reconnecting", "before", "chart_loss", "chart_rate", "chart_sorting", "accuracy", "verdicts",
+    "true_class", "predicted_class", "found_share",
 )  # fmt: skip
 
 
@@ -105,13 +107,19 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
             name: [entry.get(name) for entry in steps]
             for name in ("step", "loss", "learning_rate", "grad_norm")
         },
-        "evals": [{"step": e["step"], "loss": e["loss"]} for e in history.evals[start[1] :]],
+        "evals": [
+            {name: entry.get(name) for name in ("step", "loss", "accuracy")}
+            for entry in history.evals[start[1] :]
+        ],
         "samples": [
             {name: entry[name] for name in ("step", "prompt", "answer")}
             for entry in history.samples[start[2] :]
         ],
+        "sorts": bool(history.plan.get("labels")),
         **state(history, voice),
     }
+    if len(history.evals) > start[1]:
+        answer["confusion"] = confusion(history, voice)
     if not any(start):
         answer["words"] = {word: voice(f"live_{word}") for word in WORDS}
     return answer
@@ -163,6 +171,11 @@ def _result(history: History, voice: Voice) -> str:
     measured = [entry["perplexity"] for entry in history.evals if entry.get("perplexity")]
     if len(measured) > 1:
         return voice("finished_measured", first=f"{measured[0]:.3g}", last=f"{measured[-1]:.3g}")
+    right = [entry["accuracy"] for entry in history.evals if entry.get("accuracy") is not None]
+    if len(right) > 1:
+        return voice(
+            "finished_sorted", first=numbers.percent(right[0]), last=numbers.percent(right[-1])
+        )
     return voice("finished")
 
 
@@ -173,8 +186,8 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
         last = history.steps[-1]
         loss = last["loss"]
         tiles.append([voice("live_loss"), "–" if loss is None else f"{loss:.3f}"])
-    if history.evals and history.evals[-1]["loss"] is not None:
-        tiles.append([voice("live_held_out"), f"{history.evals[-1]['loss']:.3f}"])
+    if history.evals:
+        tiles += _measured(history.evals[-1], voice)
     if history.steps:
         tiles += [
             [voice("live_step"), f"{history.step:,} / {history.total_steps:,}"],
@@ -188,6 +201,18 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
     if history.steps and history.status in ("training", "evaluating"):
         left = numbers.duration(last["seconds_left"], voice.language)
         tiles.append([voice("tile_left"), left])
+    return tiles
+
+
+def _measured(entry: Mapping[str, Any], voice: Voice) -> list[list[str]]:
+    """Return the tiles of an evaluation: loss, and where texts are sorted accuracy and F1."""
+    tiles: list[list[str]] = []
+    if entry["loss"] is not None:
+        tiles.append([voice("live_held_out"), f"{entry['loss']:.3f}"])
+    if entry.get("accuracy") is not None:
+        tiles.append([voice("live_accuracy"), numbers.percent(entry["accuracy"])])
+    if entry.get("f1") is not None:
+        tiles.append([voice("tile_f1"), f"{entry['f1']:.3f}"])
     return tiles
 
 

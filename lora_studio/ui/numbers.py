@@ -21,6 +21,11 @@ def size(bytes_: float) -> str:
     return f"{bytes_:.0f} B"
 
 
+def percent(share: float) -> str:
+    """Return a share of 1 in percent: 87.2 %."""
+    return f"{100 * max(share, 0):.1f} %"
+
+
 def duration(seconds: float, language: str) -> str:
     """Return a span of time: 45 s, 12 min 5 s, 2 h 10 min."""
     seconds = max(round(seconds), 0)

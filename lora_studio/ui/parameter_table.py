@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from lora_studio.models.accounting import ModuleCount, ParameterCount
+from lora_studio.models.description import CLASS_HEAD
 from lora_studio.ui import numbers
 from lora_studio.ui.language import Voice
 
@@ -46,7 +47,7 @@ def _others(count: ParameterCount, voice: Voice) -> Iterable[str]:
             f"{module.rows:,} × {module.columns:,}",
             module.parameters,
             module.parameters,
-            voice("module_whole"),
+            voice("module_head" if module.name == CLASS_HEAD else "module_whole"),
         )
     if count.biases:
         yield _row(voice("module_biases"), "", "", count.biases, count.biases, "")

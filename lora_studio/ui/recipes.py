@@ -133,9 +133,8 @@ class RecipePanel:
         pair = [self.delete, self.sure]
         self.delete.click(lambda: _swapped(asking=True), None, pair, queue=False)
         self.saved.input(lambda: _swapped(asking=False), None, pair, queue=False)
-        self.sure.click(
-            self.drop, self.saved, [self.said, *pair, *self.lists], show_progress="hidden"
-        )
+        after = [self.said, self.replace, *pair, *self.lists]
+        self.sure.click(self.drop, self.saved, after, show_progress="hidden")
 
     def _wire_code(self, inputs: Sequence[Any], token: Any) -> None:
         code = [self.code, self.exported]
@@ -181,7 +180,8 @@ class RecipePanel:
             said = render.note(voice("recipes_deleted", name=_name(saved)), "good")
         except StudioError as error:
             said = render.problem(error, voice)
-        return [said, *_swapped(asking=False), *self._lists(voice, studio, None, None)]
+        put = (gr.Button(visible=False), *_swapped(asking=False))
+        return [said, *put, *self._lists(voice, studio, None, None)]
 
     def show_script(self, request: gr.Request, *values: Any) -> tuple[Any, str]:
         """Show the settings as a Python script."""

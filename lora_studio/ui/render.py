@@ -103,9 +103,13 @@ def total(
     time: str,
     precision: str,
     device: str,
+    sorts: bool,
     voice: Voice,
 ) -> str:
-    """Return the sum of it all: what learns, its size, the number of steps, the time."""
+    """Return the sum of it all: what learns, its size, the number of steps, the time.
+
+    Where texts are sorted into classes, what is trained on is a label a row.
+    """
     items = [
         (
             voice("sum_learns"),
@@ -113,7 +117,7 @@ def total(
         ),
         (voice("sum_share"), f"{count.percent:.3g} %"),
         (voice("sum_file"), numbers.size(count.adapter_bytes)),
-        (voice("sum_tokens"), _learned(trained_tokens, voice)),
+        (voice("sum_labels" if sorts else "sum_tokens"), _learned(trained_tokens, voice)),
         (voice("sum_steps"), _steps(steps, epochs, voice)),
         (voice("sum_time"), time),
         (voice("sum_precision"), precision),

@@ -111,6 +111,7 @@ def _total(
         time=prediction_bar.time(estimate, voice),
         precision=outlook.precision,
         device=device.upper(),
+        sorts=recipe.task_type == "SEQ_CLS",
         voice=voice,
     )
 

@@ -105,11 +105,17 @@ class TrainTab:
             show_progress="hidden",
             queue=False,
         )
+        panel.goal.input(
+            self.choose_goal, self.inputs, self.form.inputs,
+            show_progress="hidden", trigger_mode="always_last",
+        )  # fmt: skip
+        format_ = self.form.controls[goals.FORMAT]
+        format_.change(
+            goals.follow_format, [format_, panel.goal], panel.goal,
+            show_progress="hidden", queue=False,
+        )  # fmt: skip
         gr.on(
-            [
-                panel.goal.input, panel.mode.input,
-                self.text.card.found.change, self.model.source.change,
-            ],
+            [panel.mode.input, self.text.card.found.change, self.model.source.change],
             self.follow_goal, self.inputs, self.form.inputs,
             show_progress="hidden", trigger_mode="always_last",
         )  # fmt: skip
@@ -203,6 +209,12 @@ class TrainTab:
         if goals.mode_of(mode) == "all":
             return [gr.skip() for _ in self.form.inputs]
         return self._recommended(request, mode, values)
+
+    def choose_goal(self, request: gr.Request, mode: Any, *values: Any) -> list[Any]:
+        """Read the rows as the goal wants it, and set all else unless a person sets it."""
+        puts = self.follow_goal(request, mode, *values)
+        goal, _source, _names, _found, *settings = values
+        return goals.put_format(self.form, goal, settings, puts)
 
     def put_back(self, event: gr.EventData, request: gr.Request, *values: Any) -> list[Any]:
         """Put one setting, or all, back to what is recommended."""

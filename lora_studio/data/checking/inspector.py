@@ -104,7 +104,8 @@ class Inspector:
         """
         check, earlier = "duplicates", None
         roles = tuple([message.role for message in example.messages])
-        if self._seen.add(identity(text, roles)):
+        # A text with another label is no repeat.
+        if self._seen.add(identity(text, roles or (example.label,))):
             check, earlier = "near_duplicates", self._near_document(example)
             if earlier is None:
                 return None
@@ -122,7 +123,7 @@ class Inspector:
             return None
         turns = [turn.content for turn in example.messages if turn.role != "system"]
         text = "\n".join(turns) if turns else example.text
-        answer = example.messages[-1].content if example.messages else ""
+        answer = example.messages[-1].content if example.messages else example.label
         return self._near.earlier(text, answer, example.document)
 
     def _document(self, name: str) -> str:

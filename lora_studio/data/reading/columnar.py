@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_studio.data.examples import Record
+from lora_studio.data.reading import class_names
 from lora_studio.data.reading.delimited import check_columns
 from lora_studio.data.reading.rows import Position, tidy
 from lora_studio.errors import DatasetError
@@ -35,7 +36,7 @@ def read_columnar(raw: Any, kind: str, *, file: str, position: Position) -> Iter
     while True:
         try:
             batch = next(source, None)
-            rows = None if batch is None else [tidy(row) for row in batch.to_pylist()]
+            rows = None if batch is None else _rows(batch)
         except (*broken, MemoryError, RecursionError, NotImplementedError) as error:
             key = "data.broken_parquet" if is_parquet else "data.broken_arrow"
             raise DatasetError(key, file=file) from error
@@ -46,6 +47,12 @@ def read_columnar(raw: Any, kind: str, *, file: str, position: Position) -> Iter
             yield Record(file, number, row, oddities)
     if not number:
         raise DatasetError("data.header_only", file=file)
+
+
+def _rows(batch: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    names = class_names.of_schema(batch.schema.metadata)
+    rows = batch.to_pylist()
+    return [tidy(class_names.named(row, names) if names else row) for row in rows]
 
 
 def _parquet_batches(raw: Any, file: str, position: Position) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_studio.data.examples import Record
+from lora_studio.data.reading import class_names
 from lora_studio.data.reading.rows import Position
 from lora_studio.errors import DatasetError
 from lora_studio.recipe import HubSpec
@@ -64,6 +65,7 @@ class HubSource:
             )
             if spec.columns:
                 rows = rows.select_columns(list(spec.columns))
+            names = class_names.of_features(rows.features.to_dict() if rows.features else {})
             rows = rows.skip(spec.start)
             if spec.rows is not None:
                 rows = rows.take(spec.rows)
@@ -71,7 +73,7 @@ class HubSource:
             self.position.begin(spec.rows or 0)
             for number, row in enumerate(rows, start=spec.start + 1):
                 self.position.done = number - spec.start
-                yield Record(self.name, number, dict(row))
+                yield Record(self.name, number, class_names.named(dict(row), names))
         except Exception as error:
             raise _translated(error, spec) from error
         if number == spec.start:
