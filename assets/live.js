@@ -2,7 +2,7 @@
 const at = (name) => element.querySelector(name);
 const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
-let first = null, last = null, sorts = false;
+let first = null, last = null, sorts = false, told = '';
 
 const script = () => loading || (loading = new Promise((done, fail) => {
   if (window.Plotly) return done();
@@ -168,6 +168,8 @@ async function ask() {
   at('.ls-bar').setAttribute('aria-valuenow', Math.round(news.share * 100));
   at('.cause').hidden = !news.cause; at('.cause').className = 'ls-say cause bad'; write('.cause', news.cause);
   element.dataset.status = news.status;
+  // The buttons beside the run change with its status, and with nothing else.
+  if (told !== `${news.run} ${news.status}`) { told = `${news.run} ${news.status}`; trigger('tick', { status: news.status }); }
   return news.over ? 3000 : 1000;
 }
 

@@ -146,15 +146,15 @@ def write_model(name: str, folder: Path, tokenizer_of: Path) -> Path:
 def write_rows(file: Path, setting: dict[str, Any]) -> None:
     """Write rows of which the labelled share is about as asked.
 
-    Of a whole run they are uneven, a third of the limit on average; else longer than the limit,
-    so that after cutting all are as long as may be.
+    Of a whole run they are uneven, half the limit in the middle; else longer than the limit, so
+    that after cutting all are as long as may be.
     """
     length, share = setting["length"], setting.get("labelled", 1.0)
     steps = setting.get("steps")
     chance = random.Random(7)
     rows = []
     for at in range((steps or 4) * setting["batch"]):
-        tokens = min(1 + int(chance.expovariate(3 / length)), length) if steps else length
+        tokens = min(int(chance.lognormvariate(0, 0.5) * length / 2), length) if steps else length
         asked = " red" * max(round((1 - share) * tokens) - 5, 1)
         extra = 0 if steps else at
         answer = " blue" * max(round(share * tokens) + extra, 1)
@@ -216,7 +216,7 @@ def measure(setting: dict[str, Any], model: str) -> dict[str, Any]:
         rehearsal.reset_peak = lambda: None
         with EventWriter(folder.events) as events:
             session = Session(recipe, settings, lambda *_: None)
-            session.build(folder, events).attach(session._trainer, {})  # noqa: SLF001
+            session.build(folder, events)._questions = {}  # noqa: SLF001
             ends: list[float] = []
             session._trainer.add_callback(note_step_ends(ends))  # noqa: SLF001
             hardware = probe()

@@ -152,15 +152,18 @@ def _train(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _follow(studio: Studio, run: str) -> History:
-    """Show a run's progress until it is over."""
-    history = studio.history(run)
+    """Show a run's progress until it is over; a log file gets a line where something changed."""
+    history, shown = studio.history(run), None
     with tqdm(unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
-        while not history.is_over:
-            _draw(bar, history)
+        while True:
+            now = (history.status, history.step, history.stage)
+            if now != shown or sys.stderr.isatty():
+                _draw(bar, history)
+                shown = now
+            if history.is_over:
+                return history
             time.sleep(LOOK_EVERY_S)
             history.update()
-        _draw(bar, history)
-    return history
 
 
 def _draw(bar: tqdm[Any], history: History) -> None:
@@ -171,10 +174,12 @@ def _draw(bar: tqdm[Any], history: History) -> None:
         bar.set_description_str(say(f"page.stage_{stage.get('stage', 'start')}"))
         return
     bar.total, bar.n, bar.bar_format = history.total_steps, history.step, None
-    bar.set_description_str(history.status)
+    bar.set_description_str(history.status, refresh=False)
     if history.steps and history.steps[-1]["loss"] is not None:
         last = history.steps[-1]
-        bar.set_postfix_str(f"loss {last['loss']:.3f}, {last['tokens_per_s']:.0f} tokens/s")
+        rate = f"loss {last['loss']:.3f}, {last['tokens_per_s']:.0f} tokens/s"
+        bar.set_postfix_str(rate, refresh=False)
+    bar.refresh()
 
 
 def _runs(_: argparse.Namespace, settings: Settings) -> int:

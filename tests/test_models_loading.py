@@ -105,6 +105,20 @@ def test_a_classifier_is_the_same_base_and_scores_the_last_token_of_a_padded_row
     torch.testing.assert_close(scores[1:], alone)
 
 
+def test_a_new_head_is_no_news_but_another_missing_weight_is(tiny_llama, tmp_path, caplog):
+    from safetensors.torch import load_file, save_file
+
+    load_classifier(tiny_llama, "fp32", "cpu", labels=["a", "b"], seed=1)
+    assert not caplog.records
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
+        load_classifier(folder, "fp32", "cpu", labels=["a", "b"], seed=1)
+
+
 def test_only_conv1d_targets_want_fan_in_fan_out(tiny_llama, tiny_gpt2):
     assert fan_in_fan_out(inspect_model(tiny_gpt2, "x"), ["c_attn"])
     assert not fan_in_fan_out(inspect_model(tiny_llama, "x"), ["q_proj"])

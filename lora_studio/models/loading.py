@@ -97,15 +97,33 @@ def load_classifier(
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: number for number, name in enumerate(labels)}
         config.pad_token_id = config.get_text_config().pad_token_id = padding
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            **_placed(device),
-            **_number_format(precision, device, whole=[CLASS_HEAD]),
-            **LOCAL,
-        )
+        with _without_report():
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                output_loading_info=True,
+                **_placed(device),
+                **_number_format(precision, device, whole=[CLASS_HEAD]),
+                **LOCAL,
+            )
+    missing = sorted(found["missing_keys"] - {f"{CLASS_HEAD}.weight"})
+    if missing:
+        reason = f"no weights for {', '.join(missing[:3])}"
+        raise ModelError("model.unreadable", source=_name_of(folder), reason=reason)
     _draw_head(model.get_submodule(CLASS_HEAD), seed)
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from reporting that a head is new, which is meant; see what is missing."""
+    reporter = logging.getLogger("transformers.modeling_utils")
+    before = reporter.level
+    reporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reporter.setLevel(before)
 
 
 @torch.no_grad()

@@ -43,13 +43,23 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
         self._tokens_before = 0
+        self._usual_tokens = 0.0
         self._pause_s: list[float] = []
         self.timed_out = False
 
-    def attach(self, trainer: Any, questions: Mapping[str, Any]) -> None:
-        """Name the trainer and the prompts to answer: as typed, as its `answers` takes them."""
+    def attach(
+        self, trainer: Any, questions: Mapping[str, Any], *, usual_tokens: float = 0.0
+    ) -> None:
+        """Name the trainer and what else a run is reported with.
+
+        Args:
+            trainer: The trainer.
+            questions: Prompts to answer, as typed, and as the trainer's `answers` takes them.
+            usual_tokens: Mean tokens of an optimizer step, 0 if not known.
+        """
         self._trainer = trainer
         self._questions = dict(questions)
+        self._usual_tokens = usual_tokens
 
     @property
     def stopping(self) -> bool:
@@ -144,13 +154,24 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _seconds_left(self, state: Any) -> float:
         """Return steps and pauses still to come, at the pace of the recent ones."""
-        recent = self._step_s[-RECENT_STEPS:]
-        steps = (state.max_steps - state.global_step) * sum(recent) / max(len(recent), 1)
+        steps = (state.max_steps - state.global_step) * self._usual_step_s()
         every = self._trainer.args.eval_steps
         pauses = state.max_steps // every - state.global_step // every if every else 0
         pause_s = sum(self._pause_s) / max(len(self._pause_s), 1)
         # An evaluation and a sample each make a pause.
         return round(steps + 2 * pauses * pause_s, 1)
+
+    def _usual_step_s(self) -> float:
+        """Return the seconds of a step of usual length: a few short ones promise nothing.
+
+        The first step warms up, and counts only while there is hardly another.
+        """
+        start = max(len(self._step_s) - RECENT_STEPS, 1 if len(self._step_s) > 2 else 0)
+        seconds, tokens = self._step_s[start:], self._step_tokens[start:]
+        mean_s = sum(seconds) / max(len(seconds), 1)
+        if not self._usual_tokens or not sum(tokens):
+            return mean_s
+        return mean_s * self._usual_tokens * len(tokens) / sum(tokens)
 
     def _sample(self, *, step: int) -> None:
         if not self._questions:

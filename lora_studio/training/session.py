@@ -122,7 +122,13 @@ class Session:
         # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
         # units multiplies an order of magnitude slower; the optimizer is better off in float32.
         cast_trained(adapted)
-        reporter.attach(self._trainer, questions(recipe, prepared.report, tokenizer, info))
+        report, training = prepared.report, recipe.training
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        reporter.attach(
+            self._trainer,
+            questions(recipe, report, tokenizer, info),
+            usual_tokens=rows * report.tokens / report.trained_rows,
+        )
         Rehearsal.put_first(
             self._trainer,
             events,
@@ -260,7 +266,7 @@ class Session:
             held_out = prepared.to_dataset(folder.data, "evaluation")
             # Evenly from all: a file often has one class after the other.
             held_out = held_out.select(
-                at * len(held_out) // plan.eval_rows for at in range(plan.eval_rows)
+                [at * len(held_out) // plan.eval_rows for at in range(plan.eval_rows)]
             )
         if self._recipe.task_type == "SEQ_CLS":
             return Classifier(

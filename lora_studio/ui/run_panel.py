@@ -14,13 +14,11 @@ from lora_studio.ui.live import live_view
 from lora_studio.ui.outgoing import fresh_folder
 from lora_studio.ui.visitors import Door
 
-TICK_S = 1.5
-
 
 class RunPanel:
     """Builds the panel at the top of the Train tab and answers its events.
 
-    The live view feeds itself; a timer shows the buttons that make sense as the run goes on.
+    The live view feeds itself, and tells of each new status: then the buttons follow.
     """
 
     def __init__(self, door: Door) -> None:
@@ -43,7 +41,6 @@ class RunPanel:
                 show_line_numbers=False, buttons=["copy", "download"],
             )  # fmt: skip
         self.shown = gr.State("")
-        self.timer = gr.Timer(TICK_S)
         self._wire()
 
     def _wire(self) -> None:
@@ -54,7 +51,7 @@ class RunPanel:
             self.show_recipe, self.run, [self.settings, self.recipe], show_progress="hidden"
         )
         gr.on(
-            [self.timer.tick, self.run.change],
+            [self.live.tick, self.run.change],
             self.watch,
             [self.run, self.shown],
             [
