@@ -2,7 +2,7 @@
 const at = (name) => element.querySelector(name);
 const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
-let first = null, last = null, sorts = false, told = '';
+let first = null, last = null, sorts = false, told = '', app = '';
 
 const script = () => loading || (loading = new Promise((done, fail) => {
   if (window.Plotly) return done();
@@ -150,13 +150,20 @@ function forget() {
   at('.cause').hidden = true; at('details').open = false;
 }
 
+// A restarted app knows nothing of this tab: the page begins anew, its draft comes back.
+function meet(news) {
+  if (app && news.app !== app) location.reload();
+  app = news.app;
+}
+
 async function ask() {
   const run = props.value || '';
   at('.ls-live').hidden = !run;
-  if (!run) { shown = ''; return 1500; }
+  if (!run) { shown = ''; meet(await server.delta({ run })); return 3000; }
   if (run !== shown) { shown = run; forget(); }
   const [steps, evals, past] = cursor;
   const news = await server.delta({ run, steps, evals, samples: past });
+  meet(news);
   if (news.run !== shown || run !== props.value) return 200;
   sorts = news.sorts;
   if (news.words) { words = news.words; write('.heading', sorts ? words.verdicts : words.samples); write('.log summary', words.log); at('details').hidden = false; }

@@ -7,6 +7,7 @@ checks its argument.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from lora_studio.ui.visitors import Door
 from lora_studio.wording import ASSETS
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+APP = secrets.token_hex(4)
+"""Another one after each start of the app, so that an open tab notices."""
 MOST_POINTS = 2000
 LOG_BYTES = 12_000
 WORDS = (
@@ -54,9 +57,9 @@ def _delta(door: Door) -> Callable[..., dict[str, Any]]:
         voice = Voice(request)
         history = _asked_for(door, query, request)
         if history is None:
-            return {"run": ""}
+            return {"run": "", "app": APP}
         cursor = [_whole(query.get(name)) for name in ("steps", "evals", "samples")]
-        return news(history, cursor, voice)
+        return news(history, cursor, voice) | {"app": APP}
 
     return delta
 
