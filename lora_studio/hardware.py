@@ -93,7 +93,7 @@ def probe() -> Hardware:
     machine = Hardware(
         device="cpu",
         device_name=_processor(),
-        cores=_cores(),
+        cores=usable_cores(),
         memory_total_bytes=total,
         memory_free_bytes=free,
         gpus=_nvidia_gpus(),
@@ -262,7 +262,7 @@ def _cpu_info(*labels: str) -> str:
     return ""
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Return the cores that affinity and the container's quota (cgroup v2) leave."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

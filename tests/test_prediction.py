@@ -331,6 +331,27 @@ def test_the_longest_of_a_batch_is_what_chance_makes_it() -> None:
     assert Workload.of(short, report).padded_length == pytest.approx(10 / 4 + 20 * 3 / 4)
 
 
+def test_what_others_use_of_the_processor_is_taken_out_of_a_calibration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def used(total: float, busy: float, own: float) -> None:
+        found = (total, busy, own)
+        monkeypatch.setattr(calibration.Others, "_used", staticmethod(lambda: found))
+
+    monkeypatch.setattr(calibration, "usable_cores", lambda: 2)
+    monkeypatch.setattr(calibration.psutil, "cpu_count", lambda: 2)
+    used(100.0, 50.0, 10.0)
+    others = calibration.Others()
+    used(102.0, 52.0, 11.0)
+    assert others.share() == pytest.approx(0.5)
+    used(100.0, 50.0, 10.0)
+    assert others.share() == 0
+    # In a container, most of what the whole machine does is no concern of ours.
+    used(102.0, 52.0, 11.0)
+    monkeypatch.setattr(calibration.psutil, "cpu_count", lambda: 64)
+    assert others.share() == 0
+
+
 def test_a_calibration_is_kept_by_device(tmp_path: Path) -> None:
     here = Hardware(
         device="cpu", device_name="one", cores=2, memory_total_bytes=1, memory_free_bytes=1

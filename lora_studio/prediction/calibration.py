@@ -8,18 +8,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_studio.hardware import Hardware
+import psutil
+
+from lora_studio.hardware import Hardware, usable_cores
 
 MEASURE_S = 1.0
 LEAST_PASSES = 3
 VALID_S = 24 * 3600
+MOST_OTHERS = 0.75
+"""Of the processor; with less than the rest for itself, a measurement says little."""
 
 
 def measure(device: str, width: int) -> float:
     """Return FLOP a second of a decoder block's passes with LoRA, the median over one second.
 
     A whole block rather than one matrix product: its norms, its adapters and what two threads
-    wait for each other are in it, as they are in a training step.
+    wait for each other are in it, as they are in a training step. What other processes used of a
+    processor meanwhile (the browser that opens the page, say) is taken out.
 
     Args:
         device: `cuda`, `mps` or `cpu`.
@@ -36,12 +41,38 @@ def measure(device: str, width: int) -> float:
         passes.run()
     wait()
     seconds: list[float] = []
+    others = Others()
     end = time.perf_counter() + MEASURE_S
     while (start := time.perf_counter()) < end or len(seconds) < LEAST_PASSES:
         passes.run()
         wait()
         seconds.append(time.perf_counter() - start)
-    return shape.flop / statistics.median(seconds)
+    left = 1 - min(others.share(), MOST_OTHERS) if device == "cpu" else 1.0
+    return shape.flop / (statistics.median(seconds) * left)
+
+
+class Others:
+    """Tells what share of the processors other processes have used since it was made."""
+
+    def __init__(self) -> None:
+        self._before = self._used()
+
+    def share(self) -> float:
+        """Return it, 0 to 1; 0 where this process may not use all processors that are counted."""
+        total, busy, own = (
+            now - before for now, before in zip(self._used(), self._before, strict=True)
+        )
+        if usable_cores() < (psutil.cpu_count() or 1) or total <= 0:
+            return 0.0
+        return min(max((busy - own) / total, 0.0), 1.0)
+
+    @staticmethod
+    def _used() -> tuple[float, float, float]:
+        """Return seconds of all processors: passed, used by anybody, used by this process."""
+        everybody, this = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = everybody.idle + getattr(everybody, "iowait", 0.0)
+        total = sum(everybody[:8])  # what comes after is counted among these already
+        return total, total - idle, this.user + this.system
 
 
 def known(cache: Path, hardware: Hardware, width: int) -> float | None:
