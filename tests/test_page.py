@@ -249,8 +249,11 @@ def test_the_goal_of_classification_reads_a_table_by_its_labels(
     expect(page.locator("#total")).to_contain_text(say("page.sum_labels"))
 
 
-def test_settings_that_clash_are_said_beside_the_start(tiny: Page, pairs: Path):
+def test_what_is_wrong_is_said_beside_its_control_and_beside_the_start(tiny: Page, pairs: Path):
     add(tiny, pairs)
+    put(tiny, "learning-rate", 0.05)
+    for place in ("#training-said", "#said"):
+        expect(tiny.locator(place)).to_contain_text("0.05")
     unfold(tiny, "more-adapter")
     expect(tiny.locator("#methods-not-offered")).to_contain_text("LoftQ")
     tiny.locator("#use-dora input").check()

@@ -13,10 +13,12 @@ import gradio as gr
 import pytest
 
 from lora_studio.errors import RecipeError
+from lora_studio.hardware import Hardware
 from lora_studio.models.accounting import count
 from lora_studio.models.description import ModelInfo
+from lora_studio.outlook import look_ahead
 from lora_studio.recipe import AdapterSpec, Recipe
-from lora_studio.ui import layer_choice, parameter_table
+from lora_studio.ui import layer_choice, parameter_table, training_card
 from lora_studio.ui.form import Form, read_numbers, read_pairs
 from lora_studio.ui.language import Voice
 from lora_studio.wording import ASSETS
@@ -231,3 +233,34 @@ def test_a_module_trained_whole_says_what_it_adds_to_the_file() -> None:
     ]
     untied = replace(STARTER, tied_embeddings=False)
     assert layer_choice.whole_choices(untied)[1] == ("lm_head · 113 MB", "lm_head")
+
+
+# The training card
+
+
+def judged(*changes: str, memory: int = 64 * 2**30) -> str:
+    """Return what the training card says of a recipe on a processor with so much memory."""
+    machine = Hardware(
+        device="cpu", device_name="one", cores=2, memory_total_bytes=memory,
+        memory_free_bytes=memory,
+    )  # fmt: skip
+    outlook = look_ahead(Recipe().changed(changes), STARTER, machine)
+    return training_card.said_of(outlook, VOICE)
+
+
+def test_rate_and_batch_are_judged_beside_their_controls() -> None:
+    assert judged() == ""
+    assert "ls-say warn" in judged("training.learning_rate=0.01")
+    assert "0.01" in judged("training.learning_rate=0.01")
+    tight = judged("training.per_device_train_batch_size=64", memory=4 * 2**30)
+    assert "ls-say bad" in tight
+    assert "Will not fit" in tight
+
+
+def test_a_training_setting_out_of_range_is_said_on_its_card() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe().changed(["training.learning_rate=7", "adapter.lora_alpha=0"])
+    said = training_card.said_of_error(caught.value, VOICE)
+    assert "learning_rate" in said
+    assert "lora_alpha" not in said
+    assert "lora_alpha" in layer_choice.said_of_error(caught.value, VOICE)

@@ -210,12 +210,12 @@ def said_of(info: ModelInfo | None, adapter: AdapterSpec, voice: Voice) -> str:
 
 
 def said_of_error(error: RecipeError, voice: Voice) -> str:
-    """Return the problems of a recipe that are about these controls."""
-    mine = ("adapter.layers", "adapter.rank", "adapter.alpha", "adapter.target", "adapter.modules")
+    """Return the problems of a recipe that are about the adapter."""
     found = [
         problem.say(voice.language)
         for problem in error.problems
-        if str(problem.values.get("name", "")).startswith(mine) or problem.key in PROBLEMS_HERE
+        if str(problem.values.get("name", "")).startswith("adapter.")
+        or problem.key in PROBLEMS_HERE
     ]
     return note("\n".join(found)) if found else ""
 

@@ -62,7 +62,7 @@ def memory(estimate: Estimate, fixes: Sequence[Fix], voice: Voice) -> str:
     """
     return (
         f'<section class="ls-memory">{_bar(estimate, voice)}{_legend(estimate, voice)}'
-        f"{_verdict(estimate, voice)}{_fixes(estimate, fixes, voice)}"
+        f"{verdict(estimate, voice)}{_fixes(estimate, fixes, voice)}"
         f'<p class="ls-quiet">{escape(quality(estimate.place.device, voice))}</p></section>'
     )
 
@@ -134,7 +134,8 @@ def _legend(estimate: Estimate, voice: Voice) -> str:
     return f'<ul class="parts">{items}</ul>'
 
 
-def _verdict(estimate: Estimate, voice: Voice) -> str:
+def verdict(estimate: Estimate, voice: Voice) -> str:
+    """Return whether it fits, and by how much not, as a sentence in a box."""
     missing = numbers.size(max(estimate.memory.needed - estimate.place.free, 0))
     sentence = voice(f"memory_{estimate.verdict}", missing=missing)
     if estimate.memory.checkpointing:

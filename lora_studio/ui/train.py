@@ -101,7 +101,7 @@ class TrainTab:
         panel.mode.change(
             lambda mode: [gr.update(visible=goals.mode_of(mode) == "all")] * 2,
             panel.mode,
-            [self.adapter.details, self.training],
+            [self.adapter.details, self.training.card],
             show_progress="hidden",
             queue=False,
         )
@@ -168,7 +168,8 @@ class TrainTab:
         """What follows from the settings, in the order of `refresh`."""
         panel = self.goals
         return [
-            *self.sum.outputs, *self.adapter.outputs, panel.chosen, panel.differs, self.draft
+            *self.sum.outputs, *self.adapter.outputs, self.training.said, panel.chosen,
+            panel.differs, self.draft,
         ]  # fmt: skip
 
     def _shown_components(self) -> list[Any]:
@@ -238,6 +239,7 @@ class TrainTab:
         return [
             *sum_card.shown(outlook, recipe, found, studio.hardware.device, voice),
             *adapter_card.shown(outlook, recipe, studio.hardware, voice),
+            training_card.said_of(outlook, voice),
             *goals.show(recipe, recommended, voice),
             draft.to_dict(),
         ]
@@ -248,6 +250,7 @@ class TrainTab:
             id(self.sum.start): gr.Button(interactive=False),
             id(self.sum.said): render.problem(error, voice),
             id(self.adapter.layers.said): layer_choice.said_of_error(error, voice),
+            id(self.training.said): training_card.said_of_error(error, voice),
         }
         return [said.get(id(component), gr.skip()) for component in self._outputs()]
 

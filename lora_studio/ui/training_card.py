@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import dataclass
 
 import gradio as gr
 
+from lora_studio.errors import RecipeError
+from lora_studio.outlook import Outlook
 from lora_studio.recipe import SchedulerName, TrainingSpec
+from lora_studio.ui import prediction_bar
 from lora_studio.ui.controls import slider
 from lora_studio.ui.form import PROMPTS, Form, bounds
-from lora_studio.ui.language import hint, text
+from lora_studio.ui.language import Voice, hint, text
+from lora_studio.ui.render import note
 
 
-def build_training(form: Form) -> gr.Accordion:
+@dataclass(frozen=True, slots=True)
+class TrainingCard:
+    """The components the page's handlers need."""
+
+    card: gr.Accordion
+    said: gr.HTML
+    """What is worth a look about the learning rate and the batch, beside them."""
+
+
+def said_of(outlook: Outlook, voice: Voice) -> str:
+    """Return what of rate, batch and length will disappoint, or does not fit."""
+    odd = "\n".join(warning.say(voice.language) for warning in outlook.warnings)
+    found = outlook.estimate
+    over = found is not None and found.verdict == "will_not_fit"
+    box = prediction_bar.verdict(found, voice) if found and over else ""
+    return box + (note(odd, "warn") if odd else "")
+
+
+def said_of_error(error: RecipeError, voice: Voice) -> str:
+    """Return the problems of a recipe that are about this card's controls."""
+    found = [
+        problem.say(voice.language)
+        for problem in error.problems
+        if str(problem.values.get("name", "")).startswith("training.")
+    ]
+    return note("\n".join(found)) if found else ""
+
+
+def build_training(form: Form) -> TrainingCard:
     """Lay out the training card."""
     default = TrainingSpec()
     with gr.Accordion(
@@ -36,6 +69,7 @@ def build_training(form: Form) -> gr.Accordion:
                 default.gradient_accumulation_steps,
                 64,
             )
+        said = gr.HTML(elem_id="training-said", padding=False)
         with gr.Accordion(text("more_training"), open=False):
             with gr.Row():
                 form.add(
@@ -55,7 +89,7 @@ def build_training(form: Form) -> gr.Accordion:
             with gr.Row():
                 _number(form, "training.eval_steps", default.eval_steps, "eval_steps", precision=0)
                 _number(form, "seed", 42, "seed", precision=0)
-    return card
+    return TrainingCard(card, said)
 
 
 def build_prompts(form: Form) -> None:
