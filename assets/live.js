@@ -2,7 +2,7 @@
 const at = (name) => element.querySelector(name);
 const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
-let first = null, last = null, sorts = false, told = '', app = '';
+let first = null, last = null, sorts = false, told = '', app = '', resumes = null, marked = '';
 
 const script = () => loading || (loading = new Promise((done, fail) => {
   if (window.Plotly) return done();
@@ -27,6 +27,7 @@ const lossTraces = () => [
   { x: [], y: [], mode: 'lines', name: words.smoothed, line: { color: css('--trained'), width: 2 } },
   { x: [], y: [], mode: 'lines+markers', name: words.held_out, cliponaxis: false, marker: { color: css('--ink'), size: 8, symbol: 'diamond' }, line: { color: css('--ink'), width: 1, dash: 'dot' } },
   ...(sorts ? [{ x: [], y: [], mode: 'lines+markers', name: words.accuracy, yaxis: 'y2', cliponaxis: false, marker: { color: css('--warn'), size: 7 }, line: { color: css('--warn'), width: 2 } }] : []),
+  { x: [], y: [], mode: 'markers', name: words.best, cliponaxis: false, marker: { color: css('--trained'), size: 15, symbol: 'star', line: { color: css('--panel'), width: 1 } } },
 ];
 const lossTitle = () => (sorts ? words.chart_sorting : words.chart_loss);
 const lossAxes = () => (sorts ? { yaxis2: { overlaying: 'y', side: 'right', showgrid: false, zeroline: false, tickmode: 'array', tickvals: [0, 0.25, 0.5, 0.75, 1], tickformat: '.0%', range: [0, 1] } } : {});
@@ -57,6 +58,19 @@ function recolour() {
   };
   restyle(at('.loss'), lossTraces, lossTitle());
   restyle(at('.rate'), rateTraces, words.chart_rate);
+  marked = '';
+}
+
+// A star on the best measurement, a line where the run stopped early.
+async function milestones(news) {
+  const now = JSON.stringify([news.best, news.early]), best = news.best || [];
+  if (!drawn || now === marked) return;
+  marked = now;
+  await Plotly.restyle(at('.loss'), { x: [best.slice(0, 1)], y: [best.slice(1)] }, [at('.loss').data.length - 1]);
+  if (news.early === null) return Plotly.relayout(at('.loss'), { shapes: [], annotations: [] });
+  const line = { type: 'line', x0: news.early, x1: news.early, yref: 'paper', y0: 0, y1: 1, line: { color: css('--warn'), width: 1, dash: 'dash' } };
+  const note = { x: news.early, y: 1, yref: 'paper', text: words.early, showarrow: false, xanchor: 'right', yanchor: 'top', font: { size: 11, color: css('--quiet') } };
+  await Plotly.relayout(at('.loss'), { shapes: [line], annotations: [note] });
 }
 
 async function draw(news) {
@@ -112,6 +126,30 @@ function confusion(found) {
   box.replaceChildren(make('h3', found.title), list);
 }
 
+// Built anew only when they change, so that a button keeps its focus.
+function same(box, list) {
+  const now = JSON.stringify(list), was = box.dataset.list;
+  box.dataset.list = now;
+  return now === (was || '[]');
+}
+
+function concerns(list) {
+  const box = at('.concerns');
+  if (!same(box, list)) box.replaceChildren(...(list.length ? [make('h3', words.warnings)] : []), ...list.map((text) => make('p', text, 'ls-say warn')));
+}
+
+function retry(list) {
+  const box = at('.retry');
+  if (same(box, list)) return;
+  box.hidden = !list.length;
+  at('.retry h3').textContent = words.retry;
+  at('.retry .fixes').replaceChildren(...list.map((text, i) => {
+    const button = make('button', text, 'ls-fix'); button.type = 'button';
+    button.addEventListener('click', () => trigger('click', { run: shown, remedy: i }));
+    return button;
+  }));
+}
+
 function write(name, text) { const node = at(name); if (node.textContent !== text) node.textContent = text; }
 
 function tiles(list) {
@@ -143,10 +181,11 @@ function samples(list) {
 }
 
 function forget() {
-  cursor = [0, 0, 0]; smooth = null; first = last = null; drawn = false;
+  cursor = [0, 0, 0]; smooth = null; first = last = null; drawn = false; marked = '';
   if (window.Plotly) { Plotly.purge(at('.loss')); Plotly.purge(at('.rate')); }
   at('.plots').hidden = true; at('.samples').replaceChildren(); at('.tiles').replaceChildren(); at('.heading').hidden = true;
   at('.confusion').hidden = true;
+  retry([]); concerns([]);
   at('.cause').hidden = true; at('details').open = false;
 }
 
@@ -162,18 +201,20 @@ async function ask() {
   if (!run) { shown = ''; meet(await server.delta({ run })); return 3000; }
   if (run !== shown) { shown = run; forget(); }
   const [steps, evals, past] = cursor;
-  const news = await server.delta({ run, steps, evals, samples: past });
+  const news = await server.delta({ run, steps, evals, samples: past, resumes });
   meet(news);
   if (news.run !== shown || run !== props.value) return 200;
   sorts = news.sorts;
   if (news.words) { words = news.words; write('.heading', sorts ? words.verdicts : words.samples); write('.log summary', words.log); at('details').hidden = false; }
   if (cursor.some((count, i) => news.from[i] < count)) forget();
   await draw(news);
-  samples(news.samples); tiles(news.tiles); cursor = news.cursor;
+  await milestones(news);
+  samples(news.samples); tiles(news.tiles); write('.spent', news.spent); cursor = news.cursor; resumes = news.resumes;
   write('.name', news.run); write('.state', news.state);
   at('.ls-bar i').style.width = `${Math.round(news.share * 100)}%`;
   at('.ls-bar').setAttribute('aria-valuenow', Math.round(news.share * 100));
   at('.cause').hidden = !news.cause; at('.cause').className = 'ls-say cause bad'; write('.cause', news.cause);
+  retry(news.retry); concerns(news.concerns);
   element.dataset.status = news.status;
   // The buttons beside the run change with its status, and with nothing else.
   if (told !== `${news.run} ${news.status}`) { told = `${news.run} ${news.status}`; trigger('tick', { status: news.status }); }

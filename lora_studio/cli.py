@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int)
     serve.add_argument("--model-folder", type=Path, action="append", metavar="DIR")
     train = command("train", _train)
+    train.add_argument("--queue", action="store_true", help=say("cli.queue_line"))
     preview = command("preview", _preview)
     script = command("script", _script)
     script.add_argument("--out", type=Path, metavar="FOLDER")
@@ -95,10 +96,22 @@ def _parser() -> argparse.ArgumentParser:
     diff = command("diff", _diff)
     for side in ("left", "right"):
         diff.add_argument(side, metavar="RECIPE|NAME|RUN")
+    retry = command("retry", _retry)
+    retry.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    resume = command("resume", _resume)
     show = command("show", _show)
     stop = command("stop", _stop)
+    how = stop.add_mutually_exclusive_group()
+    how.add_argument("--discard", action="store_true", help=say("cli.stop_discard"))
+    how.add_argument("--pause", action="store_true", help=say("cli.stop_pause"))
+    queue = command("queue", _queue)
+    queue.add_argument("--to", type=int, default=1, metavar="PLACE", help=say("cli.queue_to"))
+    act = queue.add_mutually_exclusive_group()
+    act.add_argument("--run", action="store_true", dest="work", help=say("cli.queue_run"))
+    act.add_argument("--move", metavar="RUN", help=say("cli.queue_move"))
+    act.add_argument("--remove", metavar="RUN", help=say("cli.queue_remove"))
     ask = command("ask", _ask)
-    for added in (show, stop, ask):
+    for added in (retry, resume, show, stop, ask):
         added.add_argument("run_id", metavar="RUN")
     ask.add_argument("question")
     ask.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
@@ -131,7 +144,27 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
 
 def _train(options: argparse.Namespace, settings: Settings) -> int:
     studio = _studio(settings)
-    run = studio.start(_recipe(options))
+    if options.queue:
+        return _line_up(studio, _recipe(options))
+    return _until_over(studio, studio.start(_recipe(options)))
+
+
+def _retry(options: argparse.Namespace, settings: Settings) -> int:
+    """Train a run's recipe again with other settings; where another run trains, line it up."""
+    studio = _studio(settings)
+    run = studio.retry(options.run_id, options.set)
+    return _say_place(studio, run) if run in studio.queue() else _until_over(studio, run)
+
+
+def _resume(options: argparse.Namespace, settings: Settings) -> int:
+    """Let a run go on from its last checkpoint, and follow it to its end."""
+    studio = _studio(settings)
+    studio.resume(options.run_id)
+    return _until_over(studio, options.run_id)
+
+
+def _until_over(studio: Studio, run: str) -> int:
+    """Follow a run to its end and print its id; Ctrl-C stops it, a second one leaves it alone."""
     try:
         history = _follow(studio, run)
     except KeyboardInterrupt:
@@ -147,6 +180,9 @@ def _train(options: argparse.Namespace, settings: Settings) -> int:
     cause = history.cause
     if cause is not None:
         print(cause, file=sys.stderr)
+    _print_remedies(studio, run)
+    if history.resumable is not None:
+        print(say("cli.resume_with", step=history.resumable, run=run), file=sys.stderr)
     print(run)
     return DONE if cause is None or history.status == "stopped" else _code(cause)
 
@@ -154,16 +190,32 @@ def _train(options: argparse.Namespace, settings: Settings) -> int:
 def _follow(studio: Studio, run: str) -> History:
     """Show a run's progress until it is over; a log file gets a line where something changed."""
     history, shown = studio.history(run), None
+    said = 0
     with tqdm(unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         while True:
             now = (history.status, history.step, history.stage)
             if now != shown or sys.stderr.isatty():
                 _draw(bar, history)
                 shown = now
+            said = _print_concerns(history, said)
             if history.is_over:
                 return history
             time.sleep(LOOK_EVERY_S)
             history.update()
+
+
+def _print_concerns(history: History, said: int) -> int:
+    """Print what the watchdogs say beyond so many sentences; return how many there are."""
+    concerns = history.concerns
+    for concern in concerns[said:]:
+        tqdm.write(str(concern), file=sys.stderr)
+    return len(concerns)
+
+
+def _print_remedies(studio: Studio, run: str) -> None:
+    for remedy in studio.remedies(run):
+        settings = " ".join(f"--set {change}" for change in remedy["changes"])
+        print(say("cli.retry_with", run=run, settings=settings), file=sys.stderr)
 
 
 def _draw(bar: tqdm[Any], history: History) -> None:
@@ -194,20 +246,82 @@ def _runs(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def _show(options: argparse.Namespace, settings: Settings) -> int:
-    history = _studio(settings).history(options.run_id)
-    summary = history.summary()
+    studio = _studio(settings)
+    history = studio.history(options.run_id)
+    summary = history.summary() | {"resumable_step": history.resumable}
     if options.json:
         _print_json(summary)
         return DONE
+    warnings = summary.pop("warnings")
     _print_facts({name: value for name, value in summary.items() if value != []})
     if history.cause is not None:
         print(history.cause)
+    if history.resumable is not None:
+        print(say("cli.resume_with", step=history.resumable, run=options.run_id))
+    for warning in warnings:
+        print(warning)
+    _print_remedies(studio, options.run_id)
     return DONE
 
 
 def _stop(options: argparse.Namespace, settings: Settings) -> int:
-    _studio(settings).stop(options.run_id, keep=True)
+    studio = _studio(settings)
+    if options.pause:
+        studio.pause(options.run_id)
+    else:
+        studio.stop(options.run_id, keep=not options.discard)
     return DONE
+
+
+def _line_up(studio: Studio, recipe: Recipe) -> int:
+    return _say_place(studio, studio.line_up(recipe))
+
+
+def _say_place(studio: Studio, run: str) -> int:
+    place = studio.queue().index(run) + 1
+    print(say("cli.queue_joined", run=run, place=place), file=sys.stderr)
+    print(run)
+    return DONE
+
+
+def _queue(options: argparse.Namespace, settings: Settings) -> int:
+    """List who waits, or change that; or start one after the other."""
+    studio = _studio(settings)
+    if options.work:
+        try:
+            return _work_through(studio)
+        except KeyboardInterrupt:
+            return DONE  # what trains goes on, and the others go on waiting
+    if options.remove is not None:
+        studio.unqueue(options.remove)
+    if options.move is not None:
+        studio.reorder(options.move, to=options.to - 1)
+    waiting = studio.queue()
+    if not waiting:
+        print(say("cli.queue_empty"), file=sys.stderr)
+    for place, run in enumerate(waiting, 1):
+        print(f"{place}\t{run}")
+    return DONE
+
+
+def _work_through(studio: Studio) -> int:
+    """Start whoever is next when the accelerator is free; end when nobody waits."""
+    code = DONE
+    while waiting := studio.queue():
+        started = studio.start_next()
+        if started is not None:
+            _follow(studio, started)
+        for run in waiting:
+            history = studio.history(run)
+            if run in studio.queue() or not history.is_over:
+                continue
+            print(run)
+            if history.cause is not None:
+                print(history.cause, file=sys.stderr)
+                code = FAILED
+        if started is None:
+            time.sleep(LOOK_EVERY_S)
+    return code
 
 
 def _ask(options: argparse.Namespace, settings: Settings) -> int:

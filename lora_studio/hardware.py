@@ -62,6 +62,11 @@ class Hardware:
     """Whether the device computes in bfloat16 at full speed."""
 
     @property
+    def device_count(self) -> int:
+        """How many devices a training can use at once, each with a process of its own."""
+        return len(self.gpus) if self.device == "cuda" else 1
+
+    @property
     def device_total_bytes(self) -> int:
         """Memory of the device that models run on."""
         return (self.device == "cuda" and self.gpus[0].total_bytes) or self.memory_total_bytes

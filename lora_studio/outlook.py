@@ -5,6 +5,7 @@ The page asks for this at every move of a slider, a start asks once more: both g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from lora_studio.prediction.memory import Place
 from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 from lora_studio.recommendations.recommendation import warnings
+from lora_studio.runs import launching
+from lora_studio.training import trackers
 from lora_studio.training.plan import evaluates_every, measured_rows, total_steps
 
 
@@ -66,6 +69,7 @@ def look_ahead(
     """
     precision, problems = _precision(recipe, hardware)
     problems += methods.problems(recipe, precision, hardware.device)
+    problems += launching.problems(recipe, precision, hardware)
     if info is not None:
         problems += _misfits(info, recipe, report)
     place = Place.of(hardware, precision, free)
@@ -75,7 +79,7 @@ def look_ahead(
         info=info,
         precision=precision,
         offers=methods.offers(recipe, precision, hardware.device),
-        problems=tuple(problems),
+        problems=(*problems, *trackers.problems(recipe.training.report_to)),
         warnings=tuple(warnings(recipe, info)) if info else (),
         estimate=_estimate(info, recipe, place, report, rate) if info and can_count else None,
         fixes=tuple(fixes(info, recipe, place, report, precisions=usable))
@@ -96,8 +100,8 @@ def _misfits(
 ) -> list[StudioError]:
     """Return what of the recipe this model does not have."""
     labels = Workload.of(recipe, report).labels
-    if labels is not None and not info.can_classify:
-        return [StudioError("model.cannot_classify", source=info.source, name=info.architecture)]
+    if labels is not None and (cannot := accounting.unsortable(info)):
+        return cannot
     return [
         *accounting.problems(*accounting.classifying(info, recipe.adapter, labels)),
         *methods.rank_problems(recipe.adapter, _sizes(info, recipe)),
@@ -127,7 +131,8 @@ def _counts(recipe: Recipe, report: Mapping[str, Any] | None, place: Place) -> d
     if report is None:
         return {"steps": recipe.training.max_steps}
     steps = total_steps(recipe, report["trained_rows"])
-    # One evaluation comes before the first step.
-    evaluations = 1 + steps // evaluates_every(recipe, steps) if report["eval_rows"] else 0
     held = measured_rows(recipe, place.device, report["eval_rows"])
+    every = evaluates_every(recipe, steps, device=place.device, rows=held)
+    # One evaluation comes before the first step, one after the last.
+    evaluations = 1 + math.ceil(steps / every) if held else 0
     return {"steps": steps, "evaluations": evaluations, "eval_rows": held}

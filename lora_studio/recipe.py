@@ -45,6 +45,10 @@ ChatTemplateName = Literal[
 BiasName = Literal["none", "all", "lora_only"]
 InitName = Literal["default", "gaussian", "eva", "loftq", "pissa"]
 SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
+StrategyName = Literal["ddp", "fsdp"]
+ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
+"""A host's name or IP address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,10 +214,59 @@ class TrainingSpec:
     activation_checkpointing: bool | None = None
     """Compute activations again instead of keeping them: less memory, 1.4 times the time; None
     does so where the run would not fit otherwise."""
+    packing: bool = True
+    """Lay a batch's rows end to end instead of padding them: nothing is computed for padding, and a
+    common beginning once; the same loss and gradients. Where a model does not take it, rows are
+    padded."""
+    fused_layers: bool = True
+    """Compute adapters, norms and feed-forwards in fewer passes; the same loss and gradients."""
+    auto_find_batch_size: bool = False
+    """Where memory runs out, go on with half the rows per forward pass and twice the passes, so the
+    same rows per optimizer step. Not where several processes train together."""
     loraplus_lr_ratio: float | None = None
     """LoRA+: B learns so many times faster than A (arXiv 2402.12354); None is plain LoRA."""
     eval_steps: int | None = None
     """Measure the held-out loss every so many steps; None is ten times in a run."""
+    save_steps: int | None = None
+    """Write a checkpoint every so many steps; None is as often as the held-out loss is measured."""
+    save_total_limit: int = 2
+    """How many of the newest checkpoints are kept; the best by held-out loss stays beside them."""
+    load_best_model_at_end: bool = True
+    """Take the adapter from where the held-out loss was lowest, if it rose afterwards."""
+    early_stopping_patience: int | None = None
+    """Stop after so many measurements in a row without a lower held-out loss; None never does."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Programs that are told of every step beside the page; each must be installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """On how many devices and machines; the names are those of `accelerate launch`."""
+
+    num_processes: int = 1
+    """Training processes on all machines together, one for each device; a step then has so many
+    times the rows of a batch."""
+    num_machines: int = 1
+    """Machines that train together, each of which starts its part."""
+    machine_rank: int = 0
+    """Which of the machines this is, counted from 0; the first one writes the adapter."""
+    main_process_ip: str = ""
+    """Name or IP address under which the others reach machine 0; not asked on one machine."""
+    main_process_port: int = 29500
+    """TCP port of machine 0 that the others connect to; on one machine a free one is taken."""
+    strategy: StrategyName = "ddp"
+    """`ddp` holds the whole model on every device, `fsdp` a part of it on each
+    (arXiv 2304.11277)."""
+
+    @property
+    def processes_here(self) -> int:
+        """How many of the processes run on this machine."""
+        return self.num_processes // self.num_machines
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes train together."""
+        return self.num_processes > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +283,7 @@ class Recipe:
     data: DataSpec = field(default_factory=DataSpec)
     adapter: AdapterSpec = field(default_factory=AdapterSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    launch: LaunchSpec = field(default_factory=LaunchSpec)
     prompts: tuple[str, ...] = ()
     """Questions answered while it learns; empty takes two from the held-out rows."""
     seed: int = 42
@@ -325,6 +379,12 @@ class Recipe:
         except (LookupError, ValueError):
             yield StudioError("recipe.unknown_encoding", encoding=data.encoding)
 
+    def problems_of_launch(self) -> Iterable[StudioError]:
+        """Yield what does not fit within the launch section, but for how it is shared out."""
+        address = self.launch.main_process_ip
+        if address and not ADDRESS.fullmatch(address):
+            yield StudioError("launch.bad_address", address=BRIEF.repr(address))
+
     def with_files(self, files: Iterable[str]) -> Self:
         """Return the same recipe over other data files."""
         return replace(self, data=replace(self.data, files=tuple(files)))
@@ -337,6 +397,7 @@ class Recipe:
             yield StudioError("recipe.no_model")
         yield from self.problems_of_adapter()
         yield from self.problems_of_data()
+        yield from self.problems_of_launch()
         for path, (low, high) in BOUNDS.items():
             value = self.value(path)
             if value is not None and not low <= value <= high:
@@ -368,6 +429,13 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "training.warmup_ratio": (0, 1),
     "training.loraplus_lr_ratio": (1, 64),
     "training.eval_steps": (1, 1_000_000),
+    "training.save_steps": (1, 1_000_000),
+    "training.save_total_limit": (1, 100),
+    "training.early_stopping_patience": (1, 1000),
+    "launch.num_processes": (1, 4096),
+    "launch.num_machines": (1, 512),
+    "launch.machine_rank": (0, 511),
+    "launch.main_process_port": (1024, 65_535),
     "seed": (0, 2**32 - 1),
 }
 

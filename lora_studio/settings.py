@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from lora_studio.errors import StudioError
 
@@ -58,13 +59,15 @@ class Settings:
     """On a Space, whose studio this is; their runs and uploads lie apart."""
     stop_runs_on_exit: bool = False
     """Whether closing the app also stops what trains (`LORA_STUDIO_STOP_RUNS_ON_EXIT`)."""
+    webhook: str | None = field(default=None, repr=False)
+    """Address that is told how a run ended (`LORA_STUDIO_WEBHOOK`); a secret, like the token."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """Read the environment; `overrides` (from the command line) win where not None.
 
         Raises:
-            StudioError: If a variable that should be a whole number is not one.
+            StudioError: If a variable that should be a whole number is not one, or an address none.
         """
         env = os.environ if environ is None else environ
         user, _, password = env.get("LORA_STUDIO_AUTH", "").partition(":")
@@ -88,6 +91,7 @@ class Settings:
             most_runs=SPACE_RUNS if is_showcase else None,
             most_uploads=SPACE_UPLOADS if is_showcase else None,
             stop_runs_on_exit=_is_on(env.get("LORA_STUDIO_STOP_RUNS_ON_EXIT")),
+            webhook=_address(env, "LORA_STUDIO_WEBHOOK"),
         )
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(settings, **given)
@@ -150,6 +154,18 @@ def _whole(env: Mapping[str, str], name: str, default: int) -> int:
         return int(env.get(name) or default)
     except ValueError as error:
         raise StudioError("settings.not_whole", name=name, value=env[name]) from error
+
+
+def _address(env: Mapping[str, str], name: str) -> str | None:
+    """Return a web address; one that cannot be used is not repeated, as it may be a secret."""
+    value = env.get(name, "").strip()
+    try:
+        parts = urlsplit(value)
+    except ValueError as error:
+        raise StudioError("settings.not_an_address", name=name) from error
+    if value and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise StudioError("settings.not_an_address", name=name)
+    return value or None
 
 
 def _is_on(value: str | None) -> bool:

@@ -38,9 +38,13 @@ from lora_studio.recipes.library import Library
 from lora_studio.runs import folder as run_folder
 from lora_studio.runs import housekeeping, process
 from lora_studio.runs.accelerator import Accelerator, Job
+from lora_studio.runs.checkpoints import newest_whole
+from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
+from lora_studio.runs.queue import Dispatcher, Queue
 from lora_studio.settings import STARTER, Settings
+from lora_studio.training.remedies import Remedies, Remedy
 from lora_studio.wording import ASSETS
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,12 @@ MOST_VISITORS = 500
 """So many visitors' studios are held in memory; what is on disk is found again."""
 LEAVING_S = 15.0
 """How long a worker may take from its last event to its end."""
+LEAVES_WITHIN_S = 3.0
+"""How long a worker that only prepares may take to see that it is to stop."""
+FORCED_S = 1.5
+PATIENCE_S = 15.0
+"""Who asks a run to stop again after so long does not want to wait for its step."""
+BUSY = frozenset({"run.busy_training", "run.busy_compare", "run.busy_other"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,9 @@ class Studio:
         self._accelerator = machine.accelerator
         self._histories: dict[str, History] = {}
         self._visitors: dict[str, Studio] = {}
+        self._queue = Queue(settings)
+        self._tokens: dict[str, str] = {}
+        self._dispatcher: Dispatcher | None = None
         self._lock = threading.Lock()
 
     def for_visitor(self, visitor: str) -> Studio:
@@ -125,11 +138,14 @@ class Studio:
 
     def close(self) -> None:
         """End the child processes; runs go on unless the settings say otherwise."""
+        if self._dispatcher is not None:
+            self._dispatcher.close()
         self._chat.close()
         self._bench.close()
         if self.settings.stop_runs_on_exit:
+            waiting = self.queue()  # they go on waiting, for the next start of the app
             for history in self.runs():
-                if not history.is_over:
+                if not history.is_over and history.folder.id not in waiting:
                     self.stop(history.folder.id, keep=True)
 
     # Models and data
@@ -335,38 +351,201 @@ class Studio:
             RecipeError: If the recipe cannot work on this machine.
             RunError: If another job has the accelerator, naming it, or the disk is full.
         """
-        self._check_source(recipe.model.source)
-        _refuse([*_file_problems(recipe), *self.outlook(recipe).problems])
+        self._check(recipe)
         with self._accelerator.guard():
-            self._let_leave()
-            self._refuse_while_another_visitor()
-            if not self._accelerator.is_taken_by("training"):
-                self._chat.close()  # a training may need every byte
-            if self._accelerator.is_mine():
-                self._accelerator.clear()
-            self._accelerator.check(self.settings.visitor)
-            if self.settings.most_runs:
-                housekeeping.keep_newest(self.settings.runs, self.settings.most_runs - 1)
+            self._free_accelerator()
             folder = self._create(recipe)
-            environment = self._worker_environment(token) | self._allocation(recipe)
-            pid = process.start(folder, environment=environment)
-            self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
+            self._launch(folder, recipe, token)
         return folder.id
 
+    def resume(self, run_id: str, *, token: str | None = None) -> None:
+        """Let a run that was broken off go on from its newest whole checkpoint, to its own end.
+
+        Raises:
+            ModelError: As `start`.
+            RecipeError: As `start`, as when a file is gone.
+            RunError: If there is no such run, it is not over, it has finished or was dropped, no
+                checkpoint of it is whole, or another job has the accelerator.
+        """
+        history = self.history(run_id)
+        folder = history.folder
+        if self.is_recorded(folder):
+            raise RunError("run.read_only")
+        if not history.is_over:
+            raise RunError("run.still_runs", run=run_id)
+        if history.status == "finished":
+            raise RunError("run.is_over", run=run_id)
+        if history.resumable is None or newest_whole(folder) is None:
+            raise RunError("run.no_checkpoint", run=run_id)
+        recipe = folder.read_recipe()
+        self._check(recipe)
+        with self._accelerator.guard():
+            self._free_accelerator()
+            folder.stop.unlink(missing_ok=True)
+            self._launch(folder, recipe, token, resume=True)
+
     def stop(self, run_id: str, *, keep: bool) -> None:
-        """Stop a run at its next step and keep what it learned, or end it at once.
+        """Stop a run at its next step and keep what it learned, or end it at once and drop it.
+
+        A run that waits in the line leaves it. One that trained is ended by force only when it is
+        dropped, or when it is asked a second time and did not stop for a while: what its last
+        checkpoint holds is left.
 
         Raises:
             RunError: If there is no such run or it is over.
         """
+        self._end(run_id, "keep" if keep else "discard")
+
+    def pause(self, run_id: str) -> None:
+        """Stop a run at its next step with a checkpoint, so that it can be resumed; else as `stop`.
+
+        Raises:
+            RunError: If there is no such run or it is over.
+        """
+        self._end(run_id, "pause")
+
+    # The line
+
+    def submit(self, recipe: Recipe, *, token: str | None = None) -> str:
+        """Start a training, or line it up where it cannot start now; return the run's id.
+
+        Raises:
+            StudioError: As `start` and `line_up`.
+        """
+        if self._queue.waiting():
+            return self.line_up(recipe, token=token)
+        try:
+            return self.start(recipe, token=token)
+        except RunError as error:
+            if error.key not in BUSY:
+                raise
+            return self.line_up(recipe, token=token)
+
+    def line_up(self, recipe: Recipe, *, token: str | None = None) -> str:
+        """Make a run that `start_next` starts when its turn has come; return its id.
+
+        Args:
+            recipe: What to train.
+            token: Kept in this process and nowhere else: whoever starts the run after it has
+                ended does so without.
+
+        Raises:
+            StudioError: As `start`, but for a busy accelerator.
+            RunError: If this is a Space for everybody and a run of this visitor waits already.
+        """
+        self._check(recipe)
+        if self.settings.is_showcase and self.queue():
+            raise RunError("queue.one_each", run=self.queue()[0])
+        folder = self._create(recipe)
+        if token:
+            self._tokens[folder.id] = token
+        self._queue.add(folder)
+        return folder.id
+
+    def queue(self) -> list[str]:
+        """Return the ids of this studio's runs that wait, the next first."""
+        waiting = self._queue.waiting()
+        return [run.folder.id for run in waiting if run.visitor == self.settings.visitor]
+
+    def would_wait(self) -> bool:
+        """Return whether a run that is submitted now is lined up; own answers make room for it."""
+        job = self._accelerator.holder()
+        makes_room = self._accelerator.is_mine() and job and job.visitor == self.settings.visitor
+        return bool(self._queue.waiting()) or (job is not None and not makes_room)
+
+    def reorder(self, run_id: str, *, to: int) -> None:
+        """Move a waiting run to a place among this studio's, from 0, the next to start.
+
+        Raises:
+            RunError: If there is no such run or it does not wait.
+        """
+        run = self._waiting(run_id)
+        self._queue.move(run, to=to, visitor=self.settings.visitor)
+
+    def unqueue(self, run_id: str) -> None:
+        """Take a run out of the line; its recipe stays among the runs.
+
+        Raises:
+            RunError: If there is no such run or it does not wait.
+        """
+        with self._queue.guard():
+            run = self._waiting(run_id)
+            with EventWriter(run.events) as events:
+                events.write("stopped", kept=False, unqueued=True)
+            self._queue.remove(run)
+
+    def start_next(self) -> str | None:
+        """Start the first in line if the accelerator is free; return its id.
+
+        A run that cannot start fails with the reason, and the one behind it is tried.
+        """
+        if not self._queue.waiting() or self._accelerator.holder() is not None:
+            return None
+        with self._accelerator.guard(), self._queue.guard():
+            if self._accelerator.holder() is not None:
+                return None
+            self._chat.close()  # a training may need every byte
+            for run in self._queue.waiting():
+                owner = self.for_visitor(run.visitor) if run.visitor else self
+                has_started = owner.start_lined_up(run.folder)
+                self._queue.remove(run.folder)
+                if has_started:
+                    return run.folder.id
+        return None
+
+    def start_lined_up(self, folder: RunFolder) -> bool:
+        """Start a run whose turn has come; return False where it cannot, which its events tell.
+
+        The caller has seen to it that the accelerator is free and stays so.
+        """
+        try:
+            recipe = folder.read_recipe()
+            self._check(recipe)
+            self._launch(folder, recipe, self._tokens.pop(folder.id, None))
+        except (StudioError, OSError, UnicodeDecodeError) as error:
+            cause = error if isinstance(error, StudioError) else _unstartable(error)
+            with EventWriter(folder.events) as events:
+                events.write("failed", cause=cause.to_dict())
+            return False
+        return True
+
+    def keep_dispatching(self) -> None:
+        """Start whoever is next whenever the accelerator is free, until `close`."""
+        self._dispatcher = Dispatcher(self.start_next)
+
+    # Another try
+
+    def remedies(self, run_id: str) -> list[Remedy]:
+        """Return what a run that failed can be tried again with, what changes least first.
+
+        The worker proposes settings with its last word; of one that left none, memory is what
+        most often ran out.
+
+        Raises:
+            RunError: If there is no such run.
+        """
         history = self.history(run_id)
-        if self.is_recorded(history.folder):
-            raise RunError("run.read_only")
-        if history.is_over:
-            raise RunError("run.is_over", run=run_id)
-        process.request_stop(history.folder, keep=keep)
-        if not keep:
-            process.end(history.folder)
+        if history.status == "lost":
+            return self._less_memory(history)
+        cause = history.cause
+        return list(cause.values.get("remedies", ())) if cause is not None else []
+
+    def retry(self, run_id: str, changes: Sequence[str], *, token: str | None = None) -> str:
+        """Train the recipe of a run that is over with other settings; return the new run's id.
+
+        Args:
+            run_id: The run, which stays as it is.
+            changes: As `Recipe.changed` takes them.
+            token: For a gated model or dataset.
+
+        Raises:
+            RunError: If there is no such run or it goes on.
+            StudioError: As `submit`.
+        """
+        history = self.history(run_id)
+        if not history.is_over:
+            raise RunError("run.not_over", run=run_id)
+        return self.submit(history.folder.read_recipe().changed(changes), token=token)
 
     def history(self, run_id: str) -> History:
         """Return what a run has been through so far.
@@ -517,6 +696,67 @@ class Studio:
 
     # Beneath
 
+    def _check(self, recipe: Recipe) -> None:
+        """Check everything that can be checked without the model."""
+        self._check_source(recipe.model.source)
+        if self.settings.space_id and recipe.launch.num_machines > 1:
+            _refuse([StudioError("launch.not_on_space")])
+        _refuse([*_file_problems(recipe), *self.outlook(recipe).problems])
+
+    def _free_accelerator(self) -> None:
+        """Give up a loaded chat model, and see that no other job has the accelerator."""
+        self._let_leave()
+        self._refuse_while_another_visitor()
+        if not self._accelerator.is_taken_by("training"):
+            self._chat.close()  # a training may need every byte
+        if self._accelerator.is_mine():
+            self._accelerator.clear()
+        self._accelerator.check(self.settings.visitor)
+
+    def _launch(
+        self, folder: RunFolder, recipe: Recipe, token: str | None, *, resume: bool = False
+    ) -> None:
+        """Start a run's worker and give it the accelerator, which nobody else holds."""
+        environment = self._worker_environment(token) | self._allocation(recipe)
+        pid = process.start(folder, environment=environment, resume=resume)
+        self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
+
+    def _waiting(self, run_id: str) -> RunFolder:
+        folder = self.history(run_id).folder
+        if run_id not in self.queue():
+            raise RunError("queue.not_waiting", run=run_id)
+        return folder
+
+    def _end(self, run_id: str, wish: process.Wish) -> None:
+        history = self.history(run_id)
+        folder = history.folder
+        if self.is_recorded(folder):
+            raise RunError("run.read_only")
+        if history.is_over:
+            raise RunError("run.is_over", run=run_id)
+        if run_id in self.queue():
+            self.unqueue(run_id)
+            return
+        insists = process.stop_asked_s(folder) > PATIENCE_S
+        process.request_stop(folder, wish)
+        if wish == "discard":
+            process.end(folder)
+            housekeeping.drop_results(folder)
+        elif insists or not _left_by_itself(history):
+            process.end(folder, grace_s=FORCED_S)
+
+    def _less_memory(self, history: History) -> list[Remedy]:
+        recipe = history.folder.read_recipe()
+        info = self.known_model(recipe.model.source)
+        if info is None:
+            return []
+        file = history.folder.data / "report.json"
+        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        precision = history.plan.get("precision") or self.outlook(recipe).precision
+        return Remedies(
+            info=info, recipe=recipe, hardware=self.hardware, precision=precision, report=report
+        ).less_memory()
+
     def _check_source(self, source: str) -> None:
         if self.settings.is_showcase and source != STARTER:
             raise ModelError("page.space_only_starter")
@@ -557,6 +797,8 @@ class Studio:
         return adapter
 
     def _create(self, recipe: Recipe) -> RunFolder:
+        if self.settings.most_runs:
+            housekeeping.keep_newest(self.settings.runs, self.settings.most_runs - 1)
         files = [str(Path(file).expanduser().resolve()) for file in recipe.data.files]
         found = _model_folder(recipe.model.source)
         model = replace(recipe.model, source=str(found)) if found else recipe.model
@@ -574,10 +816,13 @@ class Studio:
         A Space's own token is its owner's: a visitor comes with one, or with none.
         """
         own = None if self.settings.space_id else self.settings.hub_token
+        # How a run of a visitor ends is not for the owner of a Space for everybody to hear.
+        webhook = None if self.settings.is_showcase else self.settings.webhook
         environment = {
             "LORA_STUDIO_HOME": str(self.settings.home),
             "LORA_STUDIO_MAX_TRAINING_S": str(self.settings.max_training_s or ""),
             "HF_TOKEN": token or own or "",
+            "LORA_STUDIO_WEBHOOK": webhook or "",
         }
         if self.settings.offline:
             environment["HF_HUB_OFFLINE"] = "1"
@@ -612,6 +857,21 @@ def _model_folder(source: str) -> Path | None:
         return folder.resolve() if source.strip() != STARTER and folder.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
         return None
+
+
+def _left_by_itself(history: History) -> bool:
+    """Give a worker that prepares a moment to leave; one that trains stops at its next step."""
+    deadline = time.monotonic() + LEAVES_WITHIN_S
+    while history.update().status in ("queued", "preparing"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _unstartable(error: Exception) -> RunError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return RunError("queue.not_started", reason=reason or type(error).__name__)
 
 
 def _refuse(problems: Sequence[StudioError]) -> None:

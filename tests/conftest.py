@@ -11,7 +11,13 @@ import pytest
 from lora_studio.runs import process
 from lora_studio.settings import Settings
 
-LONG_FILES = ("test_page.py", "test_classification_methods.py", "test_methods.py", "test_space.py")
+LONG_FILES = (
+    "test_page.py",
+    "test_launch_workers.py",
+    "test_classification_methods.py",
+    "test_methods.py",
+    "test_space.py",
+)
 """They begin first, so that no process is left with one of them when the others are done."""
 
 
@@ -59,6 +65,17 @@ def save_tokenizer(folder: Path, *, chat_template: str | None) -> None:
     if chat_template:
         tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small wait longer for a second thread than they take."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

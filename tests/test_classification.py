@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,58 +12,23 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn import functional
+from trainings import Build, Run, gradients, recipe_over, runs_in, wake, without_dropout
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.models.loading import load_classifier
 from lora_studio.recipe import Recipe
-from lora_studio.runs.events import EventWriter, read_events
-from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.training.reporting import Reporter
-from lora_studio.training.session import Session
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+]
 
-Event = dict[str, Any]
 NAMES = ["food", "sport", "weather"]
 PLACES = [*"ABCDEFGH", "Zizzi", "The Mill", "Loch Fyne"]
-
-
-class Run:
-    """A training built in this process, with its folder and its events."""
-
-    def __init__(self, folder: RunFolder, settings: Settings) -> None:
-        self.folder = folder
-        self.writer = EventWriter(folder.events)
-        self.session = Session(folder.read_recipe(), settings, lambda *_: None)
-        self.reporter: Reporter = self.session.build(folder, self.writer)
-        self.trainer = self.session._trainer
-        self.model = self.trainer.model
-
-    def events(self, kind: str) -> list[Event]:
-        return [event for event in read_events(self.folder.events)[0] if event["event"] == kind]
-
-    def losses(self) -> list[float]:
-        return [event["loss"] for event in self.events("step")]
-
-    def batch(self, rows: slice, part: str = "train_dataset") -> dict[str, torch.Tensor]:
-        data = getattr(self.trainer, part)
-        return self.trainer.data_collator([data[at] for at in range(*rows.indices(len(data)))])
-
-
-Build = Callable[..., Run]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small wait longer for a second thread than they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -83,52 +48,13 @@ def labelled(tmp_path: Path) -> Path:
 @pytest.fixture
 def build(settings: Settings, labelled: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[Build]:
     """Build a run over the thirty texts; settings are given as on the command line."""
-    writers = []
+    with runs_in(tmp_path / "runs", settings) as start:
 
-    def make(*changes: str, model: Path = tiny_llama, **about: Any) -> Run:
-        base = {
-            "name": "test",
-            "model": {"source": str(model)},
-            "precision": "fp32",
-            "data": {
-                "files": [str(labelled)],
-                "format": "classification",
-                "eval_fraction": 0.2,
-            },
-            "adapter": {"r": 4, "lora_alpha": 8},
-            "training": {"max_steps": 4, "learning_rate": 0.01, "warmup_ratio": 0},
-        }
-        recipe = Recipe.from_dict(base).changed(changes)
-        run = Run(create(tmp_path / "runs", replace(recipe, **about)), settings)
-        writers.append(run.writer)
-        return run
+        def make(*changes: str, model: Path = tiny_llama, **about: Any) -> Run:
+            recipe = recipe_over(labelled, model, "data.format=classification", *changes)
+            return start(replace(recipe, **about))
 
-    yield make
-    for writer in writers:
-        writer.close()
-
-
-def wake(model: Any, seed: int = 1) -> None:
-    """Give B values, so that every adapter weight has a gradient."""
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-
-
-def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    found = model.named_parameters()
-    return {name: one.grad.clone() for name, one in found if one.grad is not None}
-
-
-def without_dropout(model: Any) -> None:
-    """Have GPT-2 leave nothing to chance, which drops out by itself."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        yield make
 
 
 # The loss

@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from trainings import runs_in
 
 from lora_studio import hardware
 from lora_studio.chat.engine import Engine
@@ -21,11 +22,8 @@ from lora_studio.errors import RecipeError
 from lora_studio.methods import BIASES, METHODS, STARTS, offers, problems
 from lora_studio.models.loading import load_classifier, load_tokenizer
 from lora_studio.recipe import Recipe
-from lora_studio.runs.events import EventWriter
-from lora_studio.runs.folder import create
 from lora_studio.settings import Settings
 from lora_studio.training import session as session_module
-from lora_studio.training.session import Session
 from tests.test_methods import (
     DEVICE,
     MODELS,
@@ -39,6 +37,7 @@ from tests.test_methods import (
     named,
     recipe_of,
     tensors,
+    without_questions,
 )
 
 __all__ = ["many_small_runs"]
@@ -105,23 +104,15 @@ def build(
     machine = replace(hardware.probe(), has_bf16=True)
     monkeypatch.setattr(session_module, "probe", lambda: machine)
     settings = Settings(home=shared / "home", offline=True)
-    writers = []
+    with runs_in(tmp_path / "runs", settings) as start:
 
-    def make(model: str, precision: str, parts: Sequence[str]) -> Run:
-        source = request.getfixturevalue(model)
-        about = [f"precision={precision}", f"model.source={source}", "data.eval_fraction=0"]
-        recipe = sorting(parts, model).changed(about)
-        folder = create(tmp_path / "runs", recipe.with_files([str(shared / "labelled.jsonl")]))
-        writers.append(EventWriter(folder.events))
-        session = Session(folder.read_recipe(), settings, lambda *_: None)
-        session.build(folder, writers[-1])._questions = {}
-        trainer = session._trainer
-        ids = trainer.data_collator([trainer.train_dataset[0]])["input_ids"]
-        return Run(folder, source, precision, session, ids)
+        def make(model: str, precision: str, parts: Sequence[str]) -> Run:
+            source = request.getfixturevalue(model)
+            about = [f"precision={precision}", f"model.source={source}", "data.eval_fraction=0"]
+            recipe = sorting(parts, model).changed(about)
+            return without_questions(start(recipe.with_files([str(shared / "labelled.jsonl")])))
 
-    yield make
-    for writer in writers:
-        writer.close()
+        yield make
 
 
 def base_of(run: Run) -> Any:

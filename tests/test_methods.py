@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+import trainings
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file, save_file
+from trainings import runs_in
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_studio import hardware
@@ -41,8 +43,8 @@ from lora_studio.methods import (
 )
 from lora_studio.models.loading import load_model, load_tokenizer
 from lora_studio.recipe import Recipe
-from lora_studio.runs.events import EventWriter, read_events
-from lora_studio.runs.folder import RunFolder, create
+from lora_studio.runs.events import read_events
+from lora_studio.runs.folder import RunFolder
 from lora_studio.settings import Settings
 from lora_studio.training import session as session_module
 from lora_studio.training.adapting import EVA_BATCHES, EVA_TOKENS, StoredWeights, eva_batches
@@ -192,6 +194,13 @@ def heard(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model.eval()(ids.to(model.device)).logits.float().cpu()
 
 
+def without_questions(run: trainings.Run) -> Run:
+    """Return a run that answers nothing on its way, with its first row."""
+    run.reporter._questions = {}
+    recipe, ids = run.folder.read_recipe(), run.batch(slice(0, 1))["input_ids"]
+    return Run(run.folder, Path(recipe.model.source), recipe.precision, run.session, ids)
+
+
 Build = Callable[..., Run]
 
 
@@ -219,23 +228,15 @@ def build(
     machine = replace(hardware.probe(), has_bf16=True)
     monkeypatch.setattr(session_module, "probe", lambda: machine)
     settings = Settings(home=shared / "home", offline=True)
-    writers = []
+    with runs_in(tmp_path / "runs", settings) as start:
 
-    def make(model: str, precision: str, parts: Sequence[str], *changes: str) -> Run:
-        source = request.getfixturevalue(model)
-        about = [f"precision={precision}", f"model.source={source}", "data.eval_fraction=0"]
-        recipe = recipe_of(parts, model).changed([*about, *changes])
-        folder = create(tmp_path / "runs", recipe.with_files([str(shared / "pairs.jsonl")]))
-        writers.append(EventWriter(folder.events))
-        session = Session(folder.read_recipe(), settings, lambda *_: None)
-        session.build(folder, writers[-1])._questions = {}
-        trainer = session._trainer
-        ids = trainer.data_collator([trainer.train_dataset[0]])["input_ids"]
-        return Run(folder, source, precision, session, ids)
+        def make(model: str, precision: str, parts: Sequence[str], *changes: str) -> Run:
+            source = request.getfixturevalue(model)
+            about = [f"precision={precision}", f"model.source={source}", "data.eval_fraction=0"]
+            recipe = recipe_of(parts, model).changed([*about, *changes])
+            return without_questions(start(recipe.with_files([str(shared / "pairs.jsonl")])))
 
-    yield make
-    for writer in writers:
-        writer.close()
+        yield make
 
 
 def digest(folder: Path) -> str:

@@ -53,11 +53,19 @@ def recipe(*changes: str) -> Recipe:
 # Memory
 
 
-def kept_per_token(folder: Path, adapter: dict[str, Any], *, rows: int, length: int) -> float:
-    """Return the bytes a token that one forward pass keeps for the decoder's blocks alone."""
+def kept_per_token(
+    folder: Path, adapter: dict[str, Any], *, rows: int, length: int, quick: bool
+) -> float:
+    """Return the bytes a token that one forward pass keeps for the decoder's blocks alone.
+
+    Quick is as a training does it, rows end to end and layers fused; else the library's way.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
+    from lora_studio.training.documents import Documents, attend_by_document
+    from lora_studio.training.fused import fuse
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     targets = [name for name, module in model.named_modules() if "Linear" in type(module).__name__
@@ -78,19 +86,35 @@ def kept_per_token(folder: Path, adapter: dict[str, Any], *, rows: int, length: 
     ids = torch.randint(3, 400, (rows, length))
     mask = torch.ones_like(ids)
     mask[0, -3:] = 0 if rows > 1 else 1
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if quick:
+        attend_by_document(model)
+        fuse(model)
+        places = torch.arange(length).repeat(rows)[None]
+        documents = Documents((length,) * rows, None, None)
+        batch = {"input_ids": ids.view(1, -1), "position_ids": places, "documents": documents}
     decoder = model.base_model.model.base_model
     blocks = getattr(decoder, "layers", None) or decoder.h
     inside = {"now": False}
+
+    def enter(_: Any, __: Any, given: dict[str, Any]) -> None:
+        inside["now"] = True
+        # All blocks share what turns queries and keys.
+        weights.update(
+            part.untyped_storage().data_ptr() for part in given.get("position_embeddings") or ()
+        )
+
     for block in blocks:
-        block.register_forward_pre_hook(lambda *_: inside.update(now=True))
+        block.register_forward_pre_hook(enter, with_kwargs=True)
         block.register_forward_hook(lambda *_: inside.update(now=False))
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: keep(tensor) if inside["now"] else tensor, lambda tensor: tensor
     ):
-        decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        decoder(**batch, use_cache=False)
     return sum(storage.nbytes() for storage in seen.values()) / (rows * length)
 
 
+@pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize(
     ("model", "adapter", "rows", "within"),
     [
@@ -106,6 +130,7 @@ def test_activations_are_what_autograd_keeps(
     adapter: dict[str, Any],
     rows: int,
     within: float,
+    quick: bool,  # noqa: FBT001 - a case of the test
     request: pytest.FixtureRequest,
 ) -> None:
     from lora_studio.models.inspection import inspect_model
@@ -113,14 +138,23 @@ def test_activations_are_what_autograd_keeps(
     folder = request.getfixturevalue(model)
     info = inspect_model(folder, str(folder))
     length = 48
-    kept = kept_per_token(folder, {"r": 8} | adapter, rows=rows, length=length)
+    kept = kept_per_token(folder, {"r": 8} | adapter, rows=rows, length=length, quick=quick)
     spec = replace(Recipe().adapter, r=8, **{k: tuple(v) if isinstance(v, list) else v
                                              for k, v in adapter.items()})  # fmt: skip
     work = Workload(
-        rows=rows, length=length, labelled=1, accumulation=1, padded_length=length, train_rows=None
+        rows=rows,
+        length=length,
+        labelled=1,
+        accumulation=1,
+        padded_length=length,
+        train_rows=None,
+        packed=quick,
+        fused=quick,
     )
     chosen = list(memory.selected(info, spec))
-    predicted = info.layers * memory._layer(info, CPU, work) + memory._adapted(spec, CPU, chosen)
+    predicted = info.layers * memory._layer(info, CPU, work) + memory._adapted(
+        spec, CPU, work, chosen
+    )
     assert predicted == pytest.approx(kept, rel=within)
 
 
@@ -153,7 +187,11 @@ def test_only_labelled_positions_have_logits_on_a_processor(starter: ModelInfo) 
               "lengths": [(50, 20)]}  # fmt: skip
     asked = recipe("training.per_device_train_batch_size=2")
     found = predict(starter, asked, CPU, Workload.of(asked, report))
-    assert found.parts["logits"] == 3 * 4 * 50 * starter.vocab_size
+    # The scores, whose place their gradients take, and as many in float32 for the loss.
+    assert found.parts["logits"] == 2 * 4 * 50 * starter.vocab_size
+    longer = replace(Workload.of(asked, report), length=8000)
+    many = predict(starter, asked, CPU, longer).parts["logits"]
+    assert many == 4 * (4000 + 1024) * starter.vocab_size
 
 
 def test_a_classifier_has_no_head_over_words_and_trains_its_own(starter: ModelInfo) -> None:
@@ -286,7 +324,12 @@ def test_what_was_seen_not_to_fit_is_answered_whatever_was_predicted(starter: Mo
 
 def test_arithmetic_is_counted_by_hand(starter: ModelInfo) -> None:
     work = Workload(
-        rows=2, length=100, labelled=0.5, accumulation=1, padded_length=100, train_rows=10
+        rows=2,
+        length=100,
+        labelled=0.5,
+        accumulation=1,
+        padded_length=100,
+        train_rows=10,
     )
     counted = count(starter, Recipe().adapter)
     body, head = 106_168_320, 49152 * 576
@@ -323,12 +366,26 @@ def test_twice_the_rate_is_half_the_time_and_evaluations_come_on_top(starter: Mo
 
 def test_the_longest_of_a_batch_is_what_chance_makes_it() -> None:
     report = {"tokens": 40, "trained_tokens": 40, "tokens_longest": 30, "trained_rows": 2,
-              "lengths": [(10, 1), (30, 1)]}  # fmt: skip
-    asked = recipe("training.per_device_train_batch_size=2")
+              "lengths": [(10, 1), (30, 1)], "shared_tokens": 5}  # fmt: skip
+    asked = recipe("training.per_device_train_batch_size=2", "training.packing=false")
     # Of two rows, both are short in one case of four.
     assert Workload.of(asked, report).padded_length == pytest.approx(10 / 4 + 30 * 3 / 4)
-    short = recipe("training.per_device_train_batch_size=2", "data.max_length=20")
+    short = asked.changed(["data.max_length=20"])
     assert Workload.of(short, report).padded_length == pytest.approx(10 / 4 + 20 * 3 / 4)
+
+
+def test_rows_end_to_end_have_no_padding_and_one_beginning() -> None:
+    report = {"tokens": 40, "trained_tokens": 20, "tokens_longest": 30, "trained_rows": 2,
+              "lengths": [(10, 1), (30, 1)], "shared_tokens": 5}  # fmt: skip
+    asked = recipe("training.per_device_train_batch_size=4")
+    work = Workload.of(asked, report)
+    assert work.usual_tokens == 4 * 20 - 3 * 5
+    assert work.tokens == 4 * 30 - 3 * 5
+    assert work.scored == 4 * 30 / 2
+    dropped = Workload.of(asked.changed(["adapter.lora_dropout=0.1"]), report)
+    assert dropped.usual_tokens == 4 * 20
+    sorted_texts = Workload.of(asked.changed(["data.format=classification"]), report)
+    assert not sorted_texts.packed and not sorted_texts.shared
 
 
 def test_what_others_use_of_the_processor_is_taken_out_of_a_calibration(
@@ -466,10 +523,9 @@ def test_memory_that_runs_out_in_the_rehearsal_is_answered_with_settings(session
         built.train()
     assert caught.value.key == "training.out_of_memory_in_rehearsal"
     assert not events_of(folder, "step")
-    offered = caught.value.values["fixes"]
+    offered = caught.value.values["remedies"]
     assert offered
-    assert folder.read_recipe().changed(offered[0]) != folder.read_recipe()
-    assert offered[0][0] in str(caught.value)
+    assert folder.read_recipe().changed(offered[0]["changes"]) != folder.read_recipe()
 
 
 def test_another_failure_in_the_rehearsal_stays_what_it_is(session: Any) -> None:

@@ -213,6 +213,9 @@ def test_server_functions_answer_junk_with_nothing(wire: Wire, junk: Any):
     assert answer.json() == {"run": "", "app": answer.json()["app"]}
     answer = wire.ask("live", "log_tail", junk)
     assert (answer.status_code, answer.json()) == (200, "")
+    for function in ("line", "move", "leave"):
+        answer = wire.ask("queue", function, junk)
+        assert (answer.status_code, answer.json()["rows"]) == (200, [])
     answer = wire.ask("head", "glance", junk)
     assert (answer.status_code, answer.json()["run"]) == (200, "")
 
@@ -238,13 +241,17 @@ def test_a_run_outside_the_runs_folder_does_not_exist(wire: Wire, tmp_path: Path
     acts = (
         studio.history,
         lambda run: studio.stop(run, keep=False),
+        studio.pause,
+        studio.unqueue,
         lambda run: studio.archive(run, tmp_path),
     )
     for act in acts:
         with pytest.raises(RunError) as refused:
             act(run)
         assert refused.value.key == "run.unknown"
-    for handler in ("stop_keeping", "stop_discarding", "pack", "describe"):
+    for handler in (
+        "stop_keeping", "stop_pausing", "stop_discarding", "leave_queue", "pack", "describe",
+    ):  # fmt: skip
         assert "root:" not in wire.call(handler, run)
 
 

@@ -246,6 +246,13 @@ def test_a_run_is_queued_until_its_worker_is_started_or_never_was(folder: RunFol
     assert history.status == "lost"
 
 
+def test_a_run_in_the_line_is_queued_however_old_it_is(folder: RunFolder) -> None:
+    long_ago = time.time() - STARTING_S - 1
+    os.utime(folder.recipe, (long_ago, long_ago))
+    folder.queued.write_text("1", encoding="utf-8")
+    assert History(folder).update().status == "queued"
+
+
 def test_the_status_follows_the_stages(folder: RunFolder, sleeper: subprocess.Popen[bytes]) -> None:
     process.write_identity(folder.process, sleeper.pid)
     history = History(folder)
@@ -291,7 +298,7 @@ def test_a_run_that_was_to_be_discarded_and_is_gone_was_stopped(
     folder: RunFolder, sleeper: subprocess.Popen[bytes]
 ) -> None:
     process.write_identity(folder.process, sleeper.pid)
-    process.request_stop(folder, keep=False)
+    process.request_stop(folder, "discard")
     sleeper.kill()
     sleeper.wait()
     history = History(folder).update()
@@ -299,18 +306,23 @@ def test_a_run_that_was_to_be_discarded_and_is_gone_was_stopped(
     assert history.cause is None
 
 
+@pytest.mark.parametrize("wish", ["keep", "pause"])
 def test_a_run_that_was_to_be_kept_and_is_gone_without_a_word_is_lost(
-    folder: RunFolder, sleeper: subprocess.Popen[bytes]
+    folder: RunFolder, sleeper: subprocess.Popen[bytes], wish: process.Wish
 ) -> None:
     process.write_identity(folder.process, sleeper.pid)
-    process.request_stop(folder, keep=True)
+    process.request_stop(folder, wish)
     sleeper.kill()
     sleeper.wait()
-    assert History(folder).update().status == "lost"
+    history = History(folder).update()
+    assert history.status == "stopped"  # it had learned nothing yet
+    assert "nothing to keep" in str(history.cause)
+    write(folder, ("step", {"step": 1, "loss": 1.0}))
+    assert history.update().status == "lost"
 
 
 def test_a_run_stopped_before_its_first_step_says_that_nothing_was_kept(folder: RunFolder) -> None:
-    process.request_stop(folder, keep=True)
+    process.request_stop(folder, "keep")
     write(folder, ("stopped", {"kept": False}))
     history = History(folder).update()
     assert history.status == "stopped"
@@ -357,9 +369,34 @@ def test_the_summary_has_the_shape_that_show_prints(folder: RunFolder) -> None:
         "eval_accuracies": [],
         "eval_f1s": [],
         "steps": 3,
+        "best_step": 3,
+        "adapter_step": None,
+        "early_stopped": None,
         "tokens_per_s": 73.0,
+        "seconds": {},
         "adapter": None,
+        "warnings": [],
     }
+
+
+def test_the_time_of_each_stage_is_added_up(folder: RunFolder) -> None:
+    told = [
+        (10.0, {"event": "stage", "stage": "load"}),
+        (14.0, {"event": "stage", "stage": "train"}),
+        (16.0, {"event": "step", "step": 1, "loss": 1.0}),
+        (20.0, {"event": "stage", "stage": "evaluate"}),
+        (19.0, {"event": "eval", "step": 1, "loss": 1.0}),  # the clock was set back
+        (21.0, {"event": "stage", "stage": "train"}),
+        (22.5, {"event": "stopped", "kept": False}),
+        (99.0, {"event": "resumed", "step": 1}),
+        (100.0, {"event": "stage", "stage": "load"}),
+        (103.0, {"event": "stage", "stage": "train"}),
+        (105.0, {"event": "finished"}),
+    ]
+    lines = [json.dumps({"time": at} | event) for at, event in told]
+    folder.events.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    seconds = History(folder).update().summary()["seconds"]
+    assert seconds == {"load": 7.0, "train": 9.5, "evaluate": 2.0}
 
 
 def test_the_summary_of_a_classification_has_what_its_evaluations_counted(
@@ -430,13 +467,49 @@ def test_a_worker_is_started_apart_and_ended_with_all_its_group(
     process.end(folder)  # a second time does nothing
 
 
+def test_a_process_in_a_session_of_its_own_ends_with_its_worker(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = folder.path / "launcher.py"
+    module.write_text(
+        "import subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "rank = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'],\n"
+        "                        start_new_session=True)\n"
+        "Path(sys.argv[1], 'rank.txt').write_text(f'{rank.pid} ')\n"
+        "time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(process, "WORKER", "launcher")
+    monkeypatch.setenv("PYTHONPATH", str(folder.path))
+    process.start(folder, environment={})
+    note, deadline = folder.path / "rank.txt", time.monotonic() + 20
+    while not (note.exists() and note.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline, folder.stdout.read_text(encoding="utf-8")
+        time.sleep(0.02)
+    process.end(folder, grace_s=0.5)
+    assert not process.is_running(folder.process)
+    assert not is_alive(int(note.read_text(encoding="utf-8")))
+
+
 def test_a_wish_to_discard_is_not_weakened(folder: RunFolder) -> None:
     assert folder.stop_wish() is None
-    process.request_stop(folder, keep=True)
+    assert process.stop_asked_s(folder) == 0
+    process.request_stop(folder, "keep")
     assert folder.stop_wish() == "keep"
-    process.request_stop(folder, keep=False)
-    process.request_stop(folder, keep=True)
+    process.request_stop(folder, "pause")
+    assert folder.stop_wish() == "pause"
+    process.request_stop(folder, "discard")
+    process.request_stop(folder, "keep")
     assert folder.stop_wish() == "discard"
+
+
+def test_a_wish_is_as_old_as_when_it_was_first_uttered(folder: RunFolder) -> None:
+    process.request_stop(folder, "keep")
+    then = time.time() - 60
+    os.utime(folder.stop, (then, then))
+    process.request_stop(folder, "keep")
+    assert 59 < process.stop_asked_s(folder) < 70
 
 
 # The accelerator

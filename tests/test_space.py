@@ -90,7 +90,7 @@ def not_started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Start no worker; hand out the environments that workers would have got."""
     given: list[dict[str, str]] = []
 
-    def start(folder: RunFolder, *, environment: dict[str, str]) -> int:
+    def start(folder: RunFolder, *, environment: dict[str, str], **_: Any) -> int:
         given.append(environment)
         return 2**22 + 1  # no process has this id
 
@@ -299,7 +299,8 @@ from lora_studio.studio import Machine, Studio
 from lora_studio.ui.page import build_page
 settings = Settings.from_environment()
 blocks = build_page(Studio(settings, Machine.open(settings, isolated=True))).blocks.values()
-print(json.dumps([[b.link, b.link_target] for b in blocks if getattr(b, "link", None)]))
+buttons = [block for block in blocks if block.get_block_name() == "button" and block.link]
+print(json.dumps([[button.link, button.link_target] for button in buttons]))
 """
 
 
@@ -370,7 +371,7 @@ def test_a_first_step_without_end_is_ended_too(monkeypatch: pytest.MonkeyPatch) 
     written: list[dict[str, Any]] = []
     left = threading.Event()
     events = SimpleNamespace(write=lambda event, **fields: written.append({event: fields}))
-    monkeypatch.setattr(worker.os, "_exit", lambda _: left.set())
+    monkeypatch.setattr(worker.ranks.os, "_exit", lambda _: left.set())
     monkeypatch.setattr(worker, "HARD_LIMIT", 0.05)
     monkeypatch.setattr(worker, "PREPARING_S", 0)
     worker._hard_limit(events, None)  # type: ignore[arg-type]

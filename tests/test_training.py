@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,105 +15,51 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn import functional
+from trainings import Build, Run, gradients, recipe_over, runs_in, wake, without_dropout
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.data.encoding import IGNORE_INDEX
 from lora_studio.errors import RecipeError, RunError, StudioError
 from lora_studio.models.loading import load_model
 from lora_studio.recipe import Recipe
-from lora_studio.runs.events import EventWriter, read_events
-from lora_studio.runs.folder import RunFolder, create
+from lora_studio.runs.events import read_events
 from lora_studio.settings import Settings
-from lora_studio.training.failures import NotFiniteError, explain
-from lora_studio.training.plan import total_steps
-from lora_studio.training.reporting import Reporter
-from lora_studio.training.session import Session
+from lora_studio.training.documents import as_it_comes
+from lora_studio.training.failures import explain
+from lora_studio.training.fused import separate
+from lora_studio.training.plan import evaluates_every, total_steps
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
-Event = dict[str, Any]
-
-
-class Run:
-    """A training built in this process, with its folder and its events."""
-
-    def __init__(self, folder: RunFolder, settings: Settings) -> None:
-        self.folder = folder
-        self.stages: list[str] = []
-        self.writer = EventWriter(folder.events)
-        self.session = Session(
-            folder.read_recipe(), settings, lambda stage, *_: self.stages.append(stage)
-        )
-        self.reporter: Reporter = self.session.build(folder, self.writer)
-        self.trainer = self.session._trainer
-        self.model = self.trainer.model
-
-    def events(self, kind: str) -> list[Event]:
-        return [event for event in read_events(self.folder.events)[0] if event["event"] == kind]
-
-    def losses(self) -> list[float]:
-        return [event["loss"] for event in self.events("step")]
-
-    def batch(self, rows: slice) -> dict[str, torch.Tensor]:
-        return self.trainer.data_collator(
-            [self.trainer.train_dataset[at] for at in range(*rows.indices(20))]
-        )
-
-
-Build = Callable[..., Run]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small wait longer for a second thread than they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+]
 
 
 @pytest.fixture
 def build(settings: Settings, pairs: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[Build]:
     """Build a run over the twenty uneven pairs; settings are given as on the command line."""
-    writers = []
+    with runs_in(tmp_path / "runs", settings) as start:
 
-    def make(*changes: str, model: Path = tiny_llama, data: Path = pairs, **about: Any) -> Run:
-        base = {
-            "name": "test",
-            "model": {"source": str(model)},
-            "precision": "fp32",
-            "data": {"files": [str(data)], "eval_fraction": 0.2},
-            "adapter": {"r": 4, "lora_alpha": 8},
-            "training": {"max_steps": 4, "learning_rate": 0.01, "warmup_ratio": 0},
-        }
-        recipe = Recipe.from_dict(base).changed(changes)
-        run = Run(create(tmp_path / "runs", replace(recipe, **about)), settings)
-        if not about:  # answering takes longer than learning here
-            run.reporter._questions = {}
-        writers.append(run.writer)
-        return run
+        def make(*changes: str, model: Path = tiny_llama, data: Path = pairs, **about: Any) -> Run:
+            run = start(replace(recipe_over(data, model, *changes), **about))
+            if not about:  # answering takes longer than learning here
+                run.reporter._questions = {}
+            return run
 
-    yield make
-    for writer in writers:
-        writer.close()
+        yield make
 
 
-def wake(model: Any, seed: int = 1) -> None:
-    """Give B values, so that every adapter weight has a gradient."""
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-
-
-def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
+def padded(run: Run, rows: slice) -> dict[str, torch.Tensor]:
+    """Return training rows as a library would stack them, labels for each position."""
+    data = [run.trainer.train_dataset[at] for at in range(rows.start, rows.stop)]
+    stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    ids = [torch.tensor(row["input_ids"]) for row in data]
+    labels = [torch.tensor(row["labels"]) for row in data]
     return {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
+        "input_ids": stack(ids),
+        "attention_mask": stack([torch.ones_like(row) for row in ids]),
+        "labels": stack(labels, padding_value=IGNORE_INDEX),
     }
 
 
@@ -125,16 +72,15 @@ def test_our_loss_and_its_gradients_are_those_of_the_library(
 ) -> None:
     run = build(model=request.getfixturevalue(model))
     wake(run.model)
-    run.model.train()
-    for module in run.model.modules():  # GPT-2 drops out by itself
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(run.model)
     batch = run.batch(slice(0, 5))
-    assert len({int(row.sum()) for row in batch["attention_mask"]}) > 1, "rows are to be uneven"
-    ours = run.trainer.compute_loss(run.model, dict(batch))
+    assert len(set(batch["documents"].lengths)) > 1, "rows are to be uneven"
+    ours = run.trainer.compute_loss(run.model, batch)
     ours_gradients = gradients(run.model, ours)
-    theirs = run.model(**batch).loss
-    theirs_gradients = gradients(run.model, theirs)
+    separate(run.model)
+    with as_it_comes(run.model):
+        theirs = run.model(**padded(run, slice(0, 5))).loss
+        theirs_gradients = gradients(run.model, theirs)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert ours_gradients.keys() == theirs_gradients.keys() != set()
     for name, gradient in theirs_gradients.items():
@@ -146,7 +92,7 @@ def test_a_batch_in_parts_adds_up_to_the_whole(build: Build) -> None:
     wake(run.model)
     run.model.train()
     whole = run.batch(slice(0, 6))
-    count = (whole["labels"][:, 1:] != IGNORE_INDEX).sum()
+    count = torch.tensor(len(whole["labels"]))
     parts = [run.batch(slice(0, 1)), run.batch(slice(1, 4)), run.batch(slice(4, 6))]
     loss = run.trainer.compute_loss(run.model, dict(whole), num_items_in_batch=count)
     summed = sum(
@@ -157,8 +103,8 @@ def test_a_batch_in_parts_adds_up_to_the_whole(build: Build) -> None:
 
 
 def test_a_masked_token_is_never_an_answer(build: Build) -> None:
-    """The scores at positions before a masked token get no gradient, those before others do."""
-    run = build()
+    """The states at positions before a masked token get no gradient, those before others do."""
+    run = build("training.packing=false")
     run.model.train()
     batch = run.batch(slice(0, 3))
     seen: list[torch.Tensor] = []
@@ -170,36 +116,27 @@ def test_a_masked_token_is_never_an_answer(build: Build) -> None:
     wake(run.model)
     # Registered before the loss's own hook, so that it sees every position.
     hook = run.model.get_output_embeddings().register_forward_pre_hook(keep)
-    run.trainer.compute_loss(run.model, dict(batch)).backward()
+    run.trainer.compute_loss(run.model, batch).backward()
     hook.remove()
     gradient = seen[0].grad
     assert gradient is not None
-    scored = batch["labels"][:, 1:] != IGNORE_INDEX
+    scored = padded(run, slice(0, 3))["labels"][:, 1:] != IGNORE_INDEX
     touched = gradient.abs().sum(-1) > 0
     assert torch.equal(touched[:, :-1], scored)
     assert not touched[:, -1].any()
 
 
-def test_what_stands_under_the_mask_or_in_the_padding_does_not_matter(build: Build) -> None:
-    run = build()
+def test_what_stands_in_the_padding_does_not_matter(build: Build) -> None:
+    run = build("training.packing=false")
     wake(run.model)
     batch = run.batch(slice(0, 4))
-    expected = run.trainer.compute_loss(run.model, dict(batch)).item()
+    expected = run.trainer.compute_loss(run.model, batch).item()
     other = dict(batch)
     other["input_ids"] = torch.where(
         batch["attention_mask"].bool(), batch["input_ids"], torch.tensor(7)
     )
+    assert not torch.equal(other["input_ids"], batch["input_ids"])
     assert run.trainer.compute_loss(run.model, other).item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_batch_without_a_trained_token_is_a_finite_zero(build: Build) -> None:
-    run = build()
-    run.model.train()
-    batch = run.batch(slice(0, 2))
-    batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
-    loss = run.trainer.compute_loss(run.model, batch)
-    loss.backward()
-    assert loss.item() == 0.0
 
 
 def test_the_held_out_loss_is_the_mean_over_tokens(build: Build) -> None:
@@ -211,10 +148,9 @@ def test_the_held_out_loss_is_the_mean_over_tokens(build: Build) -> None:
     for at in range(len(run.trainer.eval_dataset)):
         row = run.trainer.data_collator([run.trainer.eval_dataset[at]])
         with torch.no_grad():
-            logits = run.model(row["input_ids"]).logits[0, :-1]
-        labels = row["labels"][0, 1:]
-        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        count += int((labels != IGNORE_INDEX).sum())
+            logits = run.model(row["input_ids"]).logits[0, row["sources"]]
+        total += float(functional.cross_entropy(logits, row["labels"], reduction="sum"))
+        count += len(row["labels"])
     assert len(run.trainer.eval_dataset) == 4, "the last batch is to be smaller"
     assert measured == pytest.approx(total / count, abs=1e-5)
     (event,) = run.events("eval")
@@ -384,6 +320,26 @@ def test_the_trained_parameters_are_as_many_as_announced(build: Build) -> None:
 # What a person sees
 
 
+def test_the_last_step_is_measured_wherever_it_falls(build: Build) -> None:
+    run = build("training.eval_steps=2", "training.max_steps=5")
+    run.session.train()
+    assert [event["step"] for event in run.events("eval")] == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("steps", "rows", "every"),
+    [(10, 32, 10), (200, 32, 67), (400, 32, 80), (4000, 32, 800), (100, 0, 20), (1, 32, 1)],
+)
+def test_measurements_take_a_tenth_of_a_run_at_most(steps: int, rows: int, every: int) -> None:
+    recipe = Recipe().changed(["training.per_device_train_batch_size=4"])
+    assert evaluates_every(recipe, steps, device="cpu", rows=rows) == every
+    between = math.ceil(steps / every) - 1
+    if between:
+        assert (between + 2) * (rows / 2 + 4) <= 0.1 * steps * 4
+    asked = recipe.changed(["training.eval_steps=3"])
+    assert evaluates_every(asked, steps, device="cpu", rows=rows) == 3
+
+
 def test_a_run_tells_all_it_does(build: Build) -> None:
     run = build("training.eval_steps=2", prompts=("name : Zizzi | area : harbour", "Who?"))
     run.session.train()
@@ -458,20 +414,6 @@ def test_all_that_does_not_fit_the_data_or_the_model_is_said_at_once(
     assert "at most 512" in str(caught.value)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(build: Build) -> None:
-    run = build("training.max_steps=3")
-    wake(run.model)
-    for parameter in run.model.parameters():
-        if parameter.requires_grad:
-            parameter.data.fill_(float("nan"))
-    run.trainer.eval_dataset = None
-    with pytest.raises(NotFiniteError):
-        run.session.train()
-    (step,) = run.events("step")
-    assert step["loss"] is None
-    assert "loss" in step["not_finite"]
-
-
 @pytest.mark.parametrize(
     ("error", "key", "words"),
     [
@@ -480,7 +422,6 @@ def test_a_loss_that_is_no_number_ends_the_run(build: Build) -> None:
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
          "training.out_of_memory", "r = 16"),
         (OSError(errno.ENOSPC, "No space left on device"), "training.disk_full", "Free some space"),
-        (NotFiniteError(), "training.diverged", "0.0002"),
         (RuntimeError("shapes\nTraceback: x"), "training.unexpected", "RuntimeError: shapes."),
         (KeyError(), "training.unexpected", "KeyError: KeyError"),
         (RunError("training.disk_full"), "training.disk_full", "full"),

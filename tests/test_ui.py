@@ -51,7 +51,8 @@ PATHS = [
     "adapter.target_modules", "adapter.bias", "adapter.use_rslora", "training.num_train_epochs",
     "training.max_steps", "training.learning_rate", "training.per_device_train_batch_size",
     "training.gradient_accumulation_steps", "training.lr_scheduler_type", "training.warmup_ratio",
-    "training.eval_steps", "seed", "prompts.0", "prompts.1",
+    "training.eval_steps", "seed", "training.save_steps", "training.save_total_limit",
+    "training.early_stopping_patience", "training.load_best_model_at_end", "prompts.0", "prompts.1",
 ]  # fmt: skip
 RECIPE = Recipe(
     name="poems",
@@ -340,6 +341,13 @@ def test_the_columns_that_an_error_names_can_be_chosen() -> None:
     assert data_columns.columns_of(DatasetError("data.empty_file", file="a.csv")) == []
 
 
+def test_columns_stay_in_the_order_in_which_they_were_known() -> None:
+    known = ["frage", "antwort", "mail"]
+    assert data_columns.in_order(["antwort", "mail", "frage"], known) == known
+    assert data_columns.in_order(["mail", "new", "frage"], known) == ["frage", "mail", "new"]
+    assert data_columns.in_order(["b", "a", "b"], []) == ["b", "a"]
+
+
 @pytest.mark.parametrize(
     ("error", "check"),
     [
@@ -390,6 +398,24 @@ def test_a_preview_nobody_wants_any_more_ends_and_asks_again(page: None) -> None
     assert [panel.card.status in next(shown) for _ in range(2)] == [True, True]
     panel.want(request, replace(RECIPE, seed=1))
     assert [list(outputs) for outputs in shown] == [[panel.card.asked]]
+
+
+def test_what_is_wrong_with_data_nobody_wants_any_more_is_not_said(page: None) -> None:
+    panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
+    request = SimpleNamespace(session_hash="tab", cookies={}, headers={})
+    one = replace(RECIPE, data=replace(RECIPE.data, columns={"question": "q"}))
+    both = replace(RECIPE, data=replace(RECIPE.data, columns={"question": "q", "answer": "a"}))
+
+    def preview(recipe: Recipe, token: object) -> Iterator[object]:
+        panel.want(request, both)  # meanwhile the second column is chosen
+        yield from ()
+        raise DatasetError("data.part_missing", file="a.csv", part="answer", columns=["a", "b"])
+
+    studio = SimpleNamespace(preview=preview)
+    _begun, *rest = panel._prepare(request, studio, one, None, [])
+    assert [list(outputs) for outputs in rest] == [[panel.card.asked]]
+    *_, last = panel._prepare(request, studio, both, None, [])
+    assert panel.card.status in last
 
 
 def test_a_failed_preview_keeps_the_columns_choosable(page: None) -> None:

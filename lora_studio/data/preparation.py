@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 VERSION = 3
 """Counted up when the same data and settings give other rows than before."""
 LEAST_ROWS = 2
+COMPARED_ROWS = 64
+"""So many rows are looked at for what all of them begin with."""
 SHOWN_ROWS = 5
 PROMPTS_FROM = 50
 """Rows of each part that are looked through for different questions."""
@@ -109,8 +111,19 @@ def prepare(
         own_template=(chats and templates.name_of(tokenizer)) or "",
         samples=tuple(samples),
         prompts=_prompts(store, layout),
+        shared_tokens=_shared_tokens(train),
     )
     return Prepared(train, held, report, layout, tokenizer, ends)
+
+
+def _shared_tokens(rows: Rows) -> int:
+    """Return how many tokens rows taken evenly from all begin with, one row alone with none."""
+    count = min(len(rows), COMPARED_ROWS)
+    some = [rows[at * len(rows) // count].input_ids for at in range(count)]
+    if count < 2:
+        return 0
+    same = [len(set(tokens)) == 1 for tokens in zip(*some, strict=False)]
+    return [*same, False].index(False)
 
 
 def _temporary(filling: Filling) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,13 +99,16 @@ class Prepared:
         schema = pa.schema([("input_ids", tokens), ("labels", labels[1])])
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{part}.arrow"
+        # Renamed when it is whole: processes that train together each write it, and read their own.
+        partial = file.with_suffix(f".{os.getpid()}")
         rows: Rows = getattr(self, part)
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in rows.batches():
                 arrays = [
                     pa.array([getattr(row, name) for row in batch], kind) for name, kind in columns
                 ]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
+        partial.replace(file)
         return Dataset.from_file(str(file))
 
     def page(

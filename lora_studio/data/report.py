@@ -65,6 +65,8 @@ class Report:
     """The longest a row may be, in tokens."""
     tokens: int
     """Tokens in the rows to learn from."""
+    shared_tokens: int
+    """So many tokens all rows to learn from begin with, as far as 64 of them show."""
     trained_tokens: int
     """How many of those are trained on; for classified texts the rows, as each has one label."""
     labels: Sequence[tuple[str, int, int]]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded
+from lora_studio.training.plan import evenly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def write_rows(prepared: Prepared, folder: Path, *, held_out: int) -> dict[str, 
     names = [name for name, _, _ in prepared.report.labels]
     numbers = _write(prepared.train.batches(), tokenizer, folder / ROWS, names)
     if held_out:
-        measured = _evenly(prepared.evaluation, held_out)
+        measured = _measured(prepared.evaluation, held_out)
         numbers += _write(measured, tokenizer, folder / HELD_OUT, names)
     if names:
         (folder / LABELS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
@@ -51,9 +52,9 @@ def write_rows(prepared: Prepared, folder: Path, *, held_out: int) -> dict[str, 
     return {"rows": len(prepared.train), "held_out": held_out, "as_numbers": numbers}
 
 
-def _evenly(rows: Rows, count: int) -> Iterator[list[Encoded]]:
-    """Yield as many rows as a training measures on, the same ones: evenly from all."""
-    wanted = {at * len(rows) // count for at in range(count)}
+def _measured(rows: Rows, count: int) -> Iterator[list[Encoded]]:
+    """Yield as many rows as a training measures on, the same ones."""
+    wanted = set(evenly(len(rows), count))
     places = itertools.count()
     for batch in rows.batches():
         yield [row for row, place in zip(batch, places, strict=False) if place in wanted]

@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
-from lora_studio.models.description import ModelInfo
+from lora_studio.models.description import HEAD_STD, ModelInfo
 from lora_studio.models.sources import hub_name
 from lora_studio.recipe import ALL_LINEAR, Recipe, TaskName
 from lora_studio.settings import STARTER
-from lora_studio.training.plan import EVALS_PER_RUN
+from lora_studio.training.plan import ANSWER_ROWS, EVALS_PER_RUN, PAUSES
 from lora_studio.wording import ASSETS, say
 
 TEMPLATES = {
@@ -38,8 +38,6 @@ LIBRARIES = {
     "CAUSAL_LM": ("transformers", "peft", "trl", "datasets", "accelerate"),
     "SEQ_CLS": ("transformers", "peft", "scikit-learn", "datasets", "accelerate"),
 }
-HEAD_STD = 0.02
-"""As `models.loading` draws an untrained head, which this room cannot import without torch."""
 
 
 def write_script(
@@ -76,6 +74,7 @@ def write_script(
         head_std=HEAD_STD,
         adapter=recipe.adapter,
         training=recipe.training,
+        keeps_best=recipe.training.load_best_model_at_end,
         seed=recipe.seed,
         targets=_targets(recipe, info),
         in_out=info is not None and fan_in_fan_out(info, _names(recipe, info)),
@@ -83,6 +82,8 @@ def write_script(
         quantised=quantised,
         loraplus=recipe.training.loraplus_lr_ratio is not None,
         evals=EVALS_PER_RUN,
+        answers=ANSWER_ROWS,
+        pauses=PAUSES,
         packages=" ".join(
             ["torch", *_pinned((*libraries, *(["bitsandbytes"] if quantised else [])))]
         ),

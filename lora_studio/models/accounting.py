@@ -40,6 +40,7 @@ __all__ = [
     "saved_bytes",
     "saved_modules",
     "target_modules",
+    "unsortable",
     "warnings",
 ]
 
@@ -91,6 +92,13 @@ class ParameterCount:
     """Bias parameters that are trained, without those of modules trained whole."""
     whole: tuple[WholeModule, ...] = ()
     """Modules that are trained whole beside the adapter."""
+
+
+def unsortable(info: ModelInfo) -> list[StudioError]:
+    """Return why texts cannot be sorted with a model; nothing where they can."""
+    if info.can_classify:
+        return []
+    return [StudioError("model.cannot_classify", source=info.source, name=info.architecture)]
 
 
 def classifying(

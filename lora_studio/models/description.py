@@ -12,6 +12,11 @@ ModuleKind = Literal["Linear", "Conv1D"]
 WholeRole = Literal["input", "output", "other"]
 CLASS_HEAD = "score"
 """What transformers calls the layer of a decoder that scores classes."""
+HEAD_STD = 0.02
+"""Deviation of an untrained head's weights: `initializer_range` of nearly every model."""
+FUSED_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
+"""Families whose norms are weight·x/rms(x) and whose feed-forwards are down(silu(gate)·up), as
+`training.fused` computes them (transformers 5.23)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

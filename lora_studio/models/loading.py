@@ -25,7 +25,7 @@ from transformers import (
 
 from lora_studio.errors import ModelError
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
-from lora_studio.models.description import CLASS_HEAD
+from lora_studio.models.description import CLASS_HEAD, HEAD_STD
 
 __all__ = [
     "fan_in_fan_out",
@@ -38,8 +38,6 @@ __all__ = [
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-HEAD_STD = 0.02
-"""Deviation of an untrained head's weights: `initializer_range` of nearly every model."""
 
 
 def load_tokenizer(folder: Path) -> Any:

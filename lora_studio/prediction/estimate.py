@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_studio.models.accounting import ParameterCount, count
 from lora_studio.models.description import ModelInfo
-from lora_studio.prediction.memory import Memory, Place, predict
+from lora_studio.prediction.memory import Memory, Place, predict, reading
 from lora_studio.prediction.time import run_seconds, step_seconds
 from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
@@ -76,7 +76,7 @@ def estimate(
     Raises:
         RecipeError: If the model does not have what the adapter names.
     """
-    work = Workload.of(recipe, report)
+    work = reading(info, Workload.of(recipe, report))
     counted = count(info, recipe.adapter, work.labels)
     memory = predict(info, recipe, place, work)
     step_s = seconds = None

@@ -9,12 +9,12 @@ Constants that were measured say so; `benchmarks/memory_prediction.py` measures 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from lora_studio.hardware import Hardware
 from lora_studio.models.accounting import classifying, count
-from lora_studio.models.description import ModelInfo, ModuleGroup
+from lora_studio.models.description import FUSED_FAMILIES, ModelInfo, ModuleGroup
 from lora_studio.models.targets import rank_of, selected
 from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import AdapterSpec, Recipe
@@ -33,11 +33,9 @@ WEIGHT_BYTES = {
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
 }
 QUANTISED = ("nf4", "int8")
-LOGIT_COPIES = 3
-"""Log-probabilities, their gradient and the logits' gradient, each (positions, V) in float32."""
-TRL_CHUNK_TOKENS = 4096
-TRL_CHUNK_VOCABULARY = 32768
-"""TRL 1.16 on CUDA: the loss is made for so many logits at a time (FACTS: read in its source)."""
+LOSS_CHUNK = 1024
+"""So many positions' scores at a time are turned into float32 for the loss (`training.writing`),
+which leaves the gradient in the logits' place."""
 OVERHEAD = {"cpu": 68 << 20, "mps": 68 << 20, "cuda": 64 << 20}
 """Trainer, data and the libraries' scratch space. CPU: measured; others were not measured."""
 LOADING = 40 << 20
@@ -149,7 +147,7 @@ def predict(
     Raises:
         RecipeError: If the model does not have what the adapter names.
     """
-    work = work or Workload.of(recipe)
+    work = reading(info, work or Workload.of(recipe))
     info, adapter = classifying(info, recipe.adapter, work.labels)
     chosen = recipe.training.activation_checkpointing
     plain = _predict(info, adapter, place, work, checkpointing=bool(chosen))
@@ -157,6 +155,11 @@ def predict(
         return plain
     spared = _predict(info, adapter, place, work, checkpointing=True)
     return spared if spared.total < plain.total else plain
+
+
+def reading(info: ModelInfo, work: Workload) -> Workload:
+    """Return what a model makes of the work: one that drops out by itself reads each row anew."""
+    return replace(work, shared=0) if is_gpt2(info) else work
 
 
 def _predict(
@@ -168,7 +171,7 @@ def _predict(
     logits = _logits(info, place, work)
     layer = _layer(info, place, work) * work.tokens
     depth = _depth(info, adapter)
-    adapted = _adapted(adapter, place, chosen) * work.tokens
+    adapted = _adapted(adapter, place, work, chosen) * work.tokens
     # Adapters' weights are kept once more in 16 bit where they are cast.
     adapted += 2 * trained if place.casts_inputs else 0
     whole = depth * layer + adapted
@@ -221,28 +224,32 @@ def _weights(info: ModelInfo, place: Place) -> float:
 def _layer(info: ModelInfo, place: Place, work: Workload) -> float:
     """Return the bytes a token that one decoder layer keeps, its adapters left out.
 
-    Both norms keep their float32 input; attention keeps queries, keys, values and its output, the
-    keys and values repeated for every head where a batch is padded; the feed-forward keeps its
-    gate, the gate's activation and its values.
+    Both norms keep their input, in float32 unless they are fused; attention keeps queries, keys,
+    values and its output, the keys and values repeated for every head where a batch is padded; the
+    feed-forward keeps its gate, its values, and unless fused the gate's activation.
     """
     heads, narrow = info.num_attention_heads, info.num_key_value_heads
-    padded = work.rows > 1
+    padded = work.rows > 1 and not work.packed
     if padded:
         narrow = heads
     attention = 2 * (heads + narrow) * info.head_dim
     if is_gpt2(info):
-        # GELU spelt out keeps four tensors; attention with dropout keeps its scores three times.
-        scores = 3 * heads * work.length
+        # GELU spelt out keeps four tensors; attention with dropout keeps its scores three times,
+        # and of packed rows queries and keys once more, scaled, beside what they were cut from.
+        scores = 3 * heads * work.length + work.packed * heads * info.head_dim
         return place.width * (4 * info.hidden_size + attention + 4 * _inner(info) + scores)
-    inner = 3 if _is_gated(info) else 1
+    fused = work.fused and info.architecture.startswith(FUSED_FAMILIES)
+    inner = (2 if fused else 3) if _is_gated(info) else 1
     mask = work.length if padded else 0
     kept = attention + inner * _inner(info) + mask
-    return place.width * kept + FLOAT32 * (2 * info.hidden_size + heads + 2)
+    norms = (place.width if fused else FLOAT32) * 2 * info.hidden_size
+    return place.width * kept + norms + FLOAT32 * (heads + 2)
 
 
 def _adapted(
     adapter: AdapterSpec,
     place: Place,
+    work: Workload,
     chosen: Sequence[tuple[ModuleGroup, Sequence[str]]],
 ) -> float:
     """Return the bytes a token that all adapters keep: their inputs and what A makes of them.
@@ -259,9 +266,12 @@ def _adapted(
             # What is left, and which were dropped: a number on a CPU, a byte on CUDA.
             dropped = 1.0 if place.device != "cuda" else 1 / place.width
             numbers += (1 + dropped) * group.d_in * len(paths)
-        elif place.casts_inputs:
+        elif place.casts_inputs and not work.fused:
             numbers += group.d_in * len(paths)
-        elif not _reads_attention(group):
+        elif _reads_attention(group):
+            # Attention keeps its output anyway; of packed rows it keeps each row's.
+            numbers += group.d_in * len(paths) * work.packed
+        else:
             parent = group.path.rpartition(".")[0]
             shared[parent, group.d_in] = max(shared.get((parent, group.d_in), 0), len(paths))
     numbers += sum(width * layers for (_, width), layers in shared.items())
@@ -289,10 +299,8 @@ def _logits(info: ModelInfo, place: Place, work: Workload) -> float:
     if work.labels is not None:
         # Every token is scored and the last one taken; the head, being trained, keeps its input.
         return work.tokens * place.width * (2 * work.labels + info.hidden_size)
-    if place.device == "cuda":
-        chunk = min(work.tokens, TRL_CHUNK_TOKENS) * min(info.vocab_size, TRL_CHUNK_VOCABULARY)
-        return chunk * 2 + work.tokens * info.hidden_size * FLOAT32
-    return LOGIT_COPIES * FLOAT32 * work.scored * info.vocab_size
+    chunk = FLOAT32 * min(work.scored, LOSS_CHUNK)
+    return (place.width * work.scored + chunk) * info.vocab_size
 
 
 def _step_back(info: ModelInfo, place: Place, work: Workload) -> float:

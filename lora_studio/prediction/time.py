@@ -39,7 +39,7 @@ def pass_flop(
         info: The base model.
         counted: What the adapter trains.
         work: Rows of a batch and the share that is labelled.
-        tokens: Tokens of the batch, padding included.
+        tokens: Tokens of the batch that are computed, padding included.
         checkpointing: Whether activations are computed twice.
     """
     body = sum(group.count * group.d_in * group.d_out for group in info.modules)
@@ -48,7 +48,8 @@ def pass_flop(
     attention = 6 * length * info.num_attention_heads * info.head_dim * info.layers
     again = 2 * body if checkpointing else 0
     a_token = 4 * body + again + 6 * counted.trainable + attention
-    return tokens * (a_token + 4 * head * work.labelled)
+    scored = work.labelled * (tokens + (work.rows - 1) * work.shared)
+    return tokens * a_token + 4 * head * scored
 
 
 def step_seconds(
@@ -72,7 +73,7 @@ def step_seconds(
         rate: FLOP a second of a calibration's passes here.
         checkpointing: Whether activations are computed twice.
     """
-    tokens = work.rows * work.padded_length
+    tokens = work.usual_tokens
     flop = pass_flop(info, counted, work, tokens=tokens, checkpointing=checkpointing)
     flop *= 1 + FIXED_TOKENS[device] / max(tokens, 1)
     slower = QUANTISED_TIME.get(precision, 1.0)

@@ -26,9 +26,15 @@ class Workload:
     accumulation: int
     """Forward passes per optimizer step."""
     padded_length: float
-    """Mean tokens of a row of a usual batch, padding included."""
+    """Mean tokens of a row of a usual batch, what it is padded with included."""
     train_rows: int | None
     """Rows of an epoch, None while the data is not known."""
+    packed: bool = False
+    """Whether rows are laid end to end, without padding."""
+    shared: int = 0
+    """Tokens that all rows of a batch begin with and that are computed once."""
+    fused: bool = False
+    """Whether the layers that can be are computed in fewer passes."""
     labels: int | None = None
     """Classes of a text classification; None where the model learns to write."""
 
@@ -37,28 +43,36 @@ class Workload:
         """Gather it from a recipe and, where its data was looked at, the report's plain values."""
         training, limit = recipe.training, recipe.data.max_length
         tokens = report["tokens"] if report else 0
+        packed = training.packing and recipe.task_type != "SEQ_CLS"
+        shares = report is not None and packed and not recipe.adapter.lora_dropout
         longest = min(report["tokens_longest"], limit) if report else limit
         return cls(
             rows=training.per_device_train_batch_size,
             length=longest,
             labelled=report["trained_tokens"] / tokens if report and tokens else 1.0,
             accumulation=training.gradient_accumulation_steps,
-            padded_length=_padded(report, training.per_device_train_batch_size, limit)
-            if report
-            else longest,
+            padded_length=_padded(recipe, report, packed=packed) if report else longest,
             train_rows=report["trained_rows"] if report else None,
+            packed=packed,
+            shared=report.get("shared_tokens", 0) if report and shares else 0,
+            fused=training.fused_layers and recipe.task_type != "SEQ_CLS",
             labels=_labels(recipe, report),
         )
 
     @property
     def tokens(self) -> int:
-        """Tokens of the largest batch, padding included."""
-        return self.rows * self.length
+        """Tokens of the largest batch that are computed, padding included."""
+        return self.rows * self.length - (self.rows - 1) * self.shared
+
+    @property
+    def usual_tokens(self) -> float:
+        """Tokens of a usual batch that are computed, padding included."""
+        return self.rows * self.padded_length - (self.rows - 1) * self.shared
 
     @property
     def scored(self) -> int:
-        """Positions of the largest batch that the head scores on a CPU."""
-        return math.ceil(self.tokens * self.labelled)
+        """Positions of the largest batch that the head scores."""
+        return math.ceil(self.rows * self.length * self.labelled)
 
 
 def _labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int | None:
@@ -67,14 +81,16 @@ def _labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int | None:
     return len((report or {}).get("labels", ())) or FEWEST_LABELS
 
 
-def _padded(report: Mapping[str, Any], rows: int, limit: int) -> float:
-    """Return the expected length of the longest of `rows` rows, of those that were counted.
+def _padded(recipe: Recipe, report: Mapping[str, Any], *, packed: bool) -> float:
+    """Return the expected length of a row and of what it is padded with.
 
-    The expectation of a maximum: Σ length·(F(length)^rows - F(before)^rows).
+    Rows laid end to end have no padding. Else it is the longest of a batch, of those that were
+    counted: the expectation of a maximum, Σ length·(F(length)^rows - F(before)^rows).
     """
+    rows, limit = recipe.training.per_device_train_batch_size, recipe.data.max_length
     counted = [(min(length, limit), times) for length, times in report["lengths"]]
     total = sum(times for _, times in counted)
-    if not total:  # pieces of texts, about equally long
+    if packed or not total:  # pieces of texts, about equally long
         return float(report["tokens"] / max(report["trained_rows"], 1))
     expected, below, seen = 0.0, 0.0, 0
     for length, times in counted:

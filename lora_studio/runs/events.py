@@ -7,11 +7,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 RESERVE_BYTES = 65_536
+ENDS = frozenset({"finished", "stopped", "failed"})
+"""Events after which a run is over."""
 
 
 class EventWriter:
@@ -28,6 +31,12 @@ class EventWriter:
         self._reserve = file.with_suffix(".reserve")
         self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
         self._out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if _is_torn(file):
+            self._append(b"\n")
+        self.at_end: Callable[[], None] | None = None
+        """Called once the event that ends a run is written."""
+        self.is_over = False
+        """Whether the event that ends a run was written."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +62,9 @@ class EventWriter:
         entry = {"time": round(time.time(), 3), "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         self._append(line.encode())
+        self.is_over = self.is_over or event in ENDS
+        if event in ENDS and self.at_end is not None:
+            self.at_end()
 
     def close(self) -> None:
         """Close the file and remove the reserve."""
@@ -67,6 +79,14 @@ class EventWriter:
                 if error.errno != errno.ENOSPC or not self._reserve.exists():
                     raise
                 self._reserve.unlink()
+
+
+def _is_torn(file: Path) -> bool:
+    """Return whether the last line was left without its end, as a crash may do."""
+    with file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(size - 1, 0))
+        return content.read() not in (b"", b"\n")
 
 
 def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

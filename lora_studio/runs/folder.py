@@ -6,7 +6,8 @@ runs/<id>/
   process.json    pid and start time of the worker
   events.jsonl    append-only, one JSON object a line
   stdout.log      the worker's output
-  stop            flag: "keep" or "discard"
+  stop            flag: "keep", "discard" or "pause"
+  queued          its place in the line, while it waits for the accelerator
   checkpoints/    what the trainer saved on the way
   adapter/        the result, in PEFT's format
 """
@@ -71,6 +72,11 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def queued(self) -> Path:
+        """The note of a run that waits in the line."""
+        return self.path / "queued"
+
+    @property
     def checkpoints(self) -> Path:
         """What the trainer saved on the way."""
         return self.path / "checkpoints"
@@ -80,16 +86,28 @@ class RunFolder:
         """The result."""
         return self.path / "adapter"
 
+    def failure(self, rank: int) -> Path:
+        """What a process that trained with others said when it failed."""
+        return self.path / f"failed-{rank}.json"
+
+    def failures(self) -> list[Path]:
+        """Return what processes said that failed, the first one's first."""
+        return sorted(self.path.glob("failed-*.json"), key=lambda file: file.stat().st_mtime)
+
     def read_recipe(self) -> Recipe:
         """Read the run's recipe."""
         return read_recipe(self.recipe.read_text(encoding="utf-8"))
 
     def stop_wish(self) -> str | None:
-        """Return `keep` or `discard` if somebody asked the run to stop, else None."""
+        """Return `keep`, `discard` or `pause` if somebody asked the run to stop, else None."""
         try:
             return self.stop.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies, if there is one."""
+        return self.checkpoints / f"checkpoint-{step}"
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, oldest first."""
@@ -104,7 +122,7 @@ class RunFolder:
         if (self.adapter / WEIGHTS).is_file():
             return self.adapter
         steps = self.checkpoint_steps()
-        return self.checkpoints / f"checkpoint-{steps[-1]}" if steps else None
+        return self.checkpoint(steps[-1]) if steps else None
 
 
 def create(runs: Path, recipe: Recipe) -> RunFolder:

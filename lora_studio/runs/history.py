@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lora_studio.errors import StudioError, from_dict
-from lora_studio.runs.events import read_events
+from lora_studio.runs.checkpoints import newest_known
+from lora_studio.runs.events import ENDS, read_events
 from lora_studio.runs.folder import RunFolder
-from lora_studio.runs.process import is_running
+from lora_studio.runs.process import is_running, written_before
 
 Status = Literal[
     "queued",
@@ -24,14 +25,32 @@ Status = Literal[
     "lost",
 ]
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed", "lost"})
+BROKEN_OFF: frozenset[Status] = ENDED - {"finished"}
+"""What a run may go on from."""
 STAGE_STATUS: dict[str, Status] = {
     "train": "training",
+    "checkpoint": "training",
     "evaluate": "evaluating",
     "sample": "evaluating",
     "save": "saving",
 }
+GATHERED = {"step": "steps", "eval": "evals", "sample": "samples", "warning": "warnings"}
+"""Where the events of a kind are gathered,"""
+LATEST = {
+    "stage": "stage",
+    "started": "plan",
+    "saved": "saved",
+    "early_stopped": "early",
+    **dict.fromkeys(ENDS, "ending"),
+}
+"""and where the latest of a kind stands."""
 # A worker is started within moments of its folder; one that never was, never will be.
 STARTING_S = 60.0
+SILENT_S = 300.0
+"""A worker that writes nothing for so long is told of,"""
+SILENT_TIMES = 10
+"""but for so many times a step, where its steps take long."""
+RECENT_STEPS = 20
 
 
 @dataclass(slots=True)
@@ -45,6 +64,8 @@ class History:
     """The eval events: step, loss, and perplexity, or accuracy, f1 and confusion of classes."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """The sample events: step, prompt, answer."""
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """The warning events: step, and the cause as `StudioError.to_dict` gives it."""
     stage: dict[str, Any] = field(default_factory=dict)
     """The latest stage event: stage, done, total."""
     plan: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +73,16 @@ class History:
     and the labels of a text classification."""
     ending: dict[str, Any] = field(default_factory=dict)
     """The finished, stopped or failed event, empty while there is none."""
+    saved: dict[str, Any] = field(default_factory=dict)
+    """The saved event: adapter, bytes, and best_step where an earlier step's was taken."""
+    early: dict[str, Any] = field(default_factory=dict)
+    """The early_stopped event: step and best_step, empty where the run went its whole way."""
+    resumes: int = 0
+    """How often the run went on from a checkpoint,"""
+    away_s: float = 0.0
+    """and the seconds it had been over before."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each stage took so far, those of a resumed run added up."""
     first_time: float | None = None
     last_time: float | None = None
     _offset: int = 0
@@ -66,38 +97,60 @@ class History:
         return self
 
     def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        self._take_time(event)
+        if kind in GATHERED:
+            getattr(self, GATHERED[kind]).append(event)
+        elif kind in LATEST:
+            setattr(self, LATEST[kind], event)
+        elif kind == "resumed":
+            self._go_back(event)
         self.first_time = self.first_time or event["time"]
         self.last_time = event["time"]
-        match event["event"]:
-            case "step":
-                self.steps.append(event)
-            case "eval":
-                self.evals.append(event)
-            case "sample":
-                self.samples.append(event)
-            case "stage":
-                self.stage = event
-            case "started":
-                self.plan = event
-            case "finished" | "stopped" | "failed":
-                self.ending = event
+
+    def _take_time(self, event: dict[str, Any]) -> None:
+        """Add the time since the last event to the stage that it was spent in."""
+        name = self.stage.get("stage")
+        if name and not self.ending and self.last_time is not None:
+            # A clock that was set back says nothing.
+            spent = max(event["time"] - self.last_time, 0.0)
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def _go_back(self, event: dict[str, Any]) -> None:
+        """Forget what came after the checkpoint that the run goes on from, and that it was over."""
+        for entries in (self.steps, self.evals, self.samples, self.warnings):
+            entries[:] = [entry for entry in entries if entry.get("step", 0) <= event["step"]]
+        self.stage, self.ending, self.saved, self.early = {}, {}, {}, {}
+        self.away_s += max(event["time"] - (self.last_time or event["time"]), 0.0)
+        self.resumes += 1
+
+    @property
+    def _is_taken_up(self) -> bool:
+        """Whether another worker has been started since the last event."""
+        return 0 < self._offset <= written_before(self.folder.process)
 
     @property
     def status(self) -> Status:
         """Where the run stands; computed, never stored."""
-        if self.ending:
+        if self.ending and not self._is_taken_up:
             kind: Status = self.ending["event"]
             return kind
         if not self.folder.process.exists():
+            if self.folder.queued.exists():
+                return "queued"
             waited_s = time.time() - self.folder.recipe.stat().st_mtime
             return "queued" if waited_s < STARTING_S else "lost"
         if not is_running(self.folder.process):
             # The worker may have written its last words between the two looks.
             self.update()
-            if self.ending:
+            if self.ending and not self._is_taken_up:
                 return self.status
-            # Who wanted to keep it must learn that nothing was saved.
-            return "stopped" if self.folder.stop_wish() == "discard" else "lost"
+            wish = self.folder.stop_wish()
+            # Who wanted to keep what it had learned must hear that it was not saved.
+            loses_nothing = wish == "discard" or (wish is not None and not self.steps)
+            return "stopped" if loses_nothing else "lost"
+        if self._is_taken_up:
+            return "preparing"
         return STAGE_STATUS.get(self.stage.get("stage", ""), "preparing")
 
     @property
@@ -116,19 +169,59 @@ class History:
         return int(self.plan.get("total_steps", 0))
 
     @property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation with the lowest held-out loss, the one before the first step left out."""
+        found = [entry for entry in self.evals if entry["step"] and entry["loss"] is not None]
+        return min(found, key=lambda entry: entry["loss"], default=None)
+
+    @property
+    def resumable(self) -> int | None:
+        """The step that a run which ended before its time can go on from, None if it cannot."""
+        if self.status not in BROKEN_OFF or self.folder.stop_wish() == "discard":
+            return None
+        return newest_known(self.folder)
+
+    @property
     def cause(self) -> StudioError | None:
         """Why there is not what was wanted: the run failed, is lost, or stopped too early."""
         status = self.status
         if status == "failed":
             return from_dict(self.ending["cause"])
-        if status == "stopped" and self.folder.stop_wish() == "keep":
-            return None if self.ending["kept"] else StudioError("run.nothing_to_keep")
+        if status == "stopped" and self.folder.stop_wish() in ("keep", "pause"):
+            has_kept = self.ending.get("kept") or self.ending.get("paused")
+            return None if has_kept else StudioError("run.nothing_to_keep")
         if status == "lost":
             steps = self.folder.checkpoint_steps()
             if steps:
                 return StudioError("run.lost_with_checkpoint", step=steps[-1])
-            return StudioError("run.lost")
+            return self._never_began() or StudioError("run.lost")
         return None
+
+    def _never_began(self) -> StudioError | None:
+        """Say that machines did not meet, where that is why nothing was ever written."""
+        launch = self.folder.read_recipe().launch if self.first_time is None else None
+        if launch is None or launch.num_machines == 1:
+            return None
+        where = f"{launch.main_process_ip}:{launch.main_process_port}"
+        return StudioError("launch.not_met", machines=launch.num_machines, where=where)
+
+    @property
+    def concerns(self) -> list[StudioError]:
+        """What goes wrong while the run goes on: the watchdogs' words, and a worker gone silent."""
+        said = [from_dict(event["cause"]) for event in self.warnings]
+        silent_s = self._silent_s()
+        if silent_s is not None:
+            said.append(StudioError("run.silent", minutes=round(silent_s / 60)))
+        return said
+
+    def _silent_s(self) -> float | None:
+        """Return for how long a living worker has written nothing, if that is unusually long."""
+        if self.last_time is None or self._is_taken_up or self.status in {"queued", *ENDED}:
+            return None
+        recent = [event["time"] for event in self.steps[-RECENT_STEPS:]]
+        step_s = (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
+        silent_s = time.time() - self.last_time
+        return silent_s if silent_s > max(SILENT_S, SILENT_TIMES * step_s) else None
 
     def summary(self) -> dict[str, Any]:
         """Return what `show --json` prints."""
@@ -143,7 +236,12 @@ class History:
             "eval_losses": [entry["loss"] for entry in self.evals],
             "eval_accuracies": [e["accuracy"] for e in self.evals if "accuracy" in e],
             "eval_f1s": [e["f1"] for e in self.evals if "f1" in e],
+            "best_step": self.best["step"] if self.best else None,
+            "adapter_step": self.saved.get("best_step", self.step) if self.saved else None,
+            "early_stopped": self.early.get("step"),
             "steps": self.step,
             "tokens_per_s": rates[-1] if rates else None,
+            "seconds": {name: round(spent, 1) for name, spent in self.seconds.items()},
             "adapter": str(adapter) if adapter else None,
+            "warnings": [str(concern) for concern in self.concerns],
         }

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lora_studio.runs.folder import RunFolder
+
 UNSEEN_S = 24 * 3600.0
 AWAY_S = 15 * 60.0
 """Longer than a Space's training may take: who is away that long has nothing going on."""
@@ -26,6 +28,12 @@ def keep_newest(folder: Path, most: int) -> None:
     """Remove all but the `most` newest entries of a folder."""
     for path in _oldest_first(folder)[: -most or None]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_results(run: RunFolder) -> None:
+    """Remove what a run has learned; its settings and what it went through stay."""
+    for folder in (run.checkpoints, run.adapter, run.path / "adapter.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def note_seen(visitor: Path) -> None:

@@ -11,56 +11,79 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
+from lora_studio.hardware import usable_cores
+from lora_studio.runs import launching
 from lora_studio.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 WORKER = "lora_studio.training.worker"
-GRACE_S = 5.0
+GRACE_S = 3.0
+Wish = Literal["keep", "discard", "pause"]
 # For a worker that is short of memory: every tensor gets pages of its own, given back when it is
 # freed (mallopt(3), M_MMAP_THRESHOLD; other C libraries than glibc do not read it).
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def start(folder: RunFolder, *, environment: Mapping[str, str]) -> int:
+def start(folder: RunFolder, *, environment: Mapping[str, str], resume: bool = False) -> int:
     """Start the worker of a run and note its pid and start time; return the pid.
+
+    It is the pid of the launcher where the recipe has several processes.
 
     Args:
         folder: A run folder with its recipe.
         environment: Added to this process's environment; a token goes here and nowhere else.
+        resume: Go on from the last checkpoint.
     """
+    launch = folder.read_recipe().launch
+    worker = [WORKER, str(folder.path), *(["--resume"] if resume else [])]
+    for file in folder.failures():
+        file.unlink(missing_ok=True)
     root = Path(__file__).resolve().parents[2]
     paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    env = {
+        **launching.environment(launch, os.environ),
+        **environment,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    written = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.stdout.open("ab") as output:
-        worker = subprocess.Popen(
-            [sys.executable, "-u", "-m", WORKER, str(folder.path)],
+        started = subprocess.Popen(
+            launching.command(worker, launch, usable_cores()),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=env,
             start_new_session=True,
         )
-    _CHILDREN[worker.pid] = worker
-    write_identity(folder.process, worker.pid)
-    return worker.pid
+    _CHILDREN[started.pid] = started
+    write_identity(folder.process, started.pid, written=written)
+    return started.pid
 
 
-def write_identity(file: Path, pid: int) -> None:
-    """Write pid and start time, which together name a process for good, by rename."""
+def write_identity(file: Path, pid: int, *, written: int = 0) -> None:
+    """Write pid and start time, which together name a process for good, by rename.
+
+    Args:
+        file: Where to.
+        pid: The process.
+        written: Bytes of events that were there before it.
+    """
     try:
         started = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         started = 0.0
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"pid": pid, "started": started}), encoding="utf-8")
+    note = {"pid": pid, "started": started, "written": written}
+    partial.write_text(json.dumps(note), encoding="utf-8")
     partial.replace(file)
 
 
@@ -69,39 +92,96 @@ def is_running(file: Path) -> bool:
     return _process(file) is not None
 
 
+def written_before(file: Path) -> int:
+    """Return how many bytes of events were there when the noted process was started."""
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8")).get("written", 0))
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return 0
+
+
 def pid_of(file: Path) -> int | None:
     """Return the pid of the noted process while it runs."""
     process = _process(file)
     return process.pid if process is not None else None
 
 
-def request_stop(folder: RunFolder, *, keep: bool) -> None:
-    """Ask the worker to stop at its next step and keep what it has, or to drop it.
+def request_stop(folder: RunFolder, wish: Wish) -> None:
+    """Ask the worker to stop at its next step: to keep what it learned, to pause, or to drop it.
 
-    A wish to discard is not weakened by a later wish to keep.
+    A wish to discard is not weakened by a later one, and a wish is as old as when it was first
+    uttered.
     """
-    if keep and folder.stop.exists():
+    if folder.stop_wish() in (wish, "discard"):
         return
     partial = folder.stop.with_suffix(".partial")
-    partial.write_text("keep" if keep else "discard", encoding="utf-8")
+    partial.write_text(wish, encoding="utf-8")
     partial.replace(folder.stop)
 
 
+def stop_asked_s(folder: RunFolder) -> float:
+    """Return how long ago somebody asked the run to stop, in seconds; 0 if nobody did."""
+    try:
+        return time.time() - folder.stop.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def end(folder: RunFolder, *, grace_s: float = GRACE_S) -> None:
-    """End the worker's whole group: a request first, then force."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        process = _process(folder.process)
-        if process is None:
-            return
-        log.info("sending %s to the group of %s", sign.name, process.pid)
-        _signal_group(process.pid, sign)
-        _wait(folder.process, grace_s)
+    """End the worker and all it has started: by a request first, then by force.
+
+    Args:
+        folder: Whose worker.
+        grace_s: Seconds that the request is given.
+    """
+    worker = _process(folder.process)
+    if worker is None:
+        return
+    # Those in sessions of their own too: a signal to the group does not reach them.
+    family = {worker, *_descendants(worker)}
+    log.info("asking the group of %s to end", worker.pid)
+    _signal_group(worker.pid, signal.SIGTERM)
+    if _are_gone(folder.process, family, within_s=grace_s):
+        return
+    log.info("ending the group of %s by force", worker.pid)
+    family |= set(_descendants(worker))
+    for member in family:
+        _kill(member)
+    _are_gone(folder.process, family, within_s=grace_s)
 
 
-def _wait(file: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and is_running(file):
+def end_children() -> None:
+    """End everybody whom this process has started, at once."""
+    for child in _descendants(psutil.Process()):
+        _kill(child)
+
+
+def _are_gone(file: Path, family: Iterable[psutil.Process], *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while is_running(file) or any(_is_alive(member) for member in family):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.05)
+    return True
+
+
+def _descendants(parent: psutil.Process) -> list[psutil.Process]:
+    try:
+        return parent.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def _signal_group(pid: int, sign: signal.Signals) -> None:

@@ -137,7 +137,7 @@ def _start_from_inputs(adapted: PeftModel, start: Start, seed: int) -> None:
     until each direction stands still, which need not ever be (peft 0.21.2, tuners/lora/eva.py:
     more than 256 batches for r = 4 on a random model); here a fixed number of batches is read.
     """
-    layers = dict(_layers(adapted))
+    layers = dict(adapted_layers(adapted))
     most = max(layer.r[ADAPTER] for layer in layers.values())
     order = random.Random(seed).sample(range(len(start.rows)), len(start.rows))
     batches = eva_batches((start.rows[at].input_ids for at in order), most)
@@ -263,7 +263,7 @@ def _start_from_rounding(adapted: PeftModel, start: Start) -> None:
     `replace_lora_weights_loftq` runs on CUDA only and leaves out the scaling, so that with
     lora_alpha = 2·r it adds twice what is missing (peft 0.21.2, utils/loftq_utils.py).
     """
-    base, layers = adapted.get_base_model(), list(_layers(adapted))
+    base, layers = adapted.get_base_model(), list(adapted_layers(adapted))
     transposed = {group.name for group in start.info.modules if group.kind == "Conv1D"}
     stored = StoredWeights(start.model_folder, base.base_model_prefix)
     for done, (name, layer) in enumerate(layers):
@@ -279,7 +279,7 @@ def _start_from_rounding(adapted: PeftModel, start: Start) -> None:
         layer.lora_B[ADAPTER].weight[:, :r] = u[:, :r] * root
 
 
-def _layers(adapted: PeftModel) -> Iterator[tuple[str, Any]]:
+def adapted_layers(adapted: PeftModel) -> Iterator[tuple[str, Any]]:
     """Yield the layers with an adapter, by the base model's names."""
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):

@@ -71,8 +71,15 @@ NF4_OPTIONS = """,
 """
 
 
-def model_card(recipe: Recipe, history: History, *, base: str) -> str:
-    """Return the adapter's README.md: the settings and what was measured."""
+def model_card(recipe: Recipe, history: History, *, base: str, best_step: int | None = None) -> str:
+    """Return the adapter's README.md: the settings and what was measured.
+
+    Args:
+        recipe: The settings.
+        history: What was measured.
+        base: The base model's name.
+        best_step: Whose weights these are, where they are not the last step's.
+    """
     plan, summary = history.plan, history.summary()
     evals = summary["eval_losses"] or [None]
     sorts = recipe.task_type == "SEQ_CLS"
@@ -92,7 +99,7 @@ def model_card(recipe: Recipe, history: History, *, base: str) -> str:
         method=_method(recipe),
         targets=", ".join(plan["target_modules"]),
         precision=plan["precision"],
-        steps=summary["steps"],
+        steps=_steps(history, best_step),
         rate=recipe.training.learning_rate,
         train_rows=plan["train_rows"],
         eval_rows=plan["held_out_rows"],
@@ -103,6 +110,14 @@ def model_card(recipe: Recipe, history: History, *, base: str) -> str:
         measured=_measured(plan, summary) if sorts else "",
         loading=loading,
     )
+
+
+def _steps(history: History, best_step: int | None) -> str:
+    """Return how many steps were taken, how many of them the weights have, and why not more."""
+    taken = f"{best_step} of {history.step}" if best_step else str(history.step)
+    best = ", where the held-out loss was lowest" if best_step else ""
+    early = f"; stopped early of {history.total_steps}" if history.early else ""
+    return taken + best + early
 
 
 def _measured(plan: dict[str, Any], summary: dict[str, Any]) -> str:

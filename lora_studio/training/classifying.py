@@ -81,11 +81,6 @@ class Classifier(Loop):
         found = zip(best.tolist(), places.tolist(), strict=True)
         return [f"{self._labels[place]} ({100 * share:.0f} %)" for share, place in found]
 
-    @staticmethod
-    def scored(labels: torch.Tensor) -> torch.Tensor:
-        """Return that every row counts, bool, shape (B,)."""
-        return torch.ones_like(labels, dtype=torch.bool)
-
     def compute_loss(
         self,
         model: Any,

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft.optimizers import create_loraplus_optimizer
 
 from lora_studio.recipe import Recipe
 from lora_studio.training.plan import Plan
 from lora_studio.training.reporting import Reporter
+from lora_studio.training.resumable import Resumable
 from lora_studio.training.saving import write_adapter
+from lora_studio.training.trackers import PROJECT
 
 
 def arguments(recipe: Recipe, plan: Plan, output_dir: Path) -> dict[str, Any]:
@@ -40,19 +41,23 @@ def arguments(recipe: Recipe, plan: Plan, output_dir: Path) -> dict[str, Any]:
         "bf16": plan.autocast == "bf16",
         "fp16": plan.autocast == "fp16",
         "activation_checkpointing": plan.checkpointing,
+        "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,
         "dataloader_pin_memory": not on_cpu,
         "eval_strategy": "steps" if plan.eval_rows else "no",
         "eval_steps": plan.eval_steps,
         "save_strategy": "steps",
-        "save_steps": plan.eval_steps,
-        "save_total_limit": 2,
+        "save_steps": training.save_steps or plan.eval_steps,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(training.report_to) or "none",
+        "run_name": output_dir.parent.name,
+        "project": PROJECT,
     }
 
 
@@ -65,7 +70,7 @@ def _warmup_steps(ratio: float, total_steps: int) -> int:
     return min(math.ceil(total_steps * ratio), total_steps - 1)
 
 
-class Loop(transformers.Trainer):  # type: ignore[misc, unused-ignore]
+class Loop(Resumable):
     """The training loop of the library, which tells what it does and can be stopped anywhere.
 
     Args:
@@ -95,11 +100,6 @@ class Loop(transformers.Trainer):  # type: ignore[misc, unused-ignore]
     def answers(self, prompts: Sequence[Any], stopping: Any) -> list[str]:
         """Say to each of the prompts what the model makes of it now; `stopping` as a criterion."""
 
-    @staticmethod
-    @abstractmethod
-    def scored(labels: torch.Tensor) -> torch.Tensor:
-        """Return which of a batch's labels the loss is the mean over, bool."""
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer; for LoRA+ one in which B learns faster than A.
 
@@ -122,6 +122,12 @@ class Loop(transformers.Trainer):  # type: ignore[misc, unused-ignore]
         with self._reporter.pause("evaluate"):
             return super().evaluate(*args, **kwargs)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, announced as a pause between steps."""
+        with self._reporter.pause("checkpoint"):
+            super()._save_checkpoint(model, trial)
+        self._reporter.go_on()
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Score one batch of an evaluation; a stop does not wait for the others."""
         self._reporter.check_stop()
@@ -141,9 +147,9 @@ class Loop(transformers.Trainer):  # type: ignore[misc, unused-ignore]
         finally:
             self._total_train_tokens = seen
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write a checkpoint's adapter and tokenizer, as the finished one is written."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            write_adapter(self.model, folder, self._initial)
+            write_adapter(self.model, folder, self._initial, state=state_dict)
             self.processing_class.save_pretrained(folder)

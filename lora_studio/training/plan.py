@@ -17,6 +17,13 @@ EVAL_ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
 SORTED_TIMES = 4
 """So many times more rows where texts are sorted: one row says right or wrong and no more. The
 accuracy of 128 rows is known to ± 8 percentage points or better (95 %, binomial)."""
+PAUSES = 0.1
+"""Share of a run that evaluations and answers may take."""
+ANSWER_TOKENS = 48
+"""Tokens of an answer while it learns; all prompts are answered at once."""
+ANSWER_ROWS = {"cpu": 4, "mps": 20, "cuda": 80}
+"""To answer them takes as long as to train so many rows of a hundred tokens. CPU: 50 to 60 ms a
+token beside 150 tokens trained a second (starter model); the others are guesses."""
 WORTH_TRAINING_STEPS = 50
 
 
@@ -45,20 +52,49 @@ def total_steps(recipe: Recipe, train_rows: int) -> int:
     training = recipe.training
     if training.max_steps:
         return training.max_steps
-    batches = math.ceil(train_rows / training.per_device_train_batch_size)
+    rows = training.per_device_train_batch_size * recipe.launch.num_processes
+    batches = math.ceil(train_rows / rows)
     per_epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
     return math.ceil(training.num_train_epochs * per_epoch)
 
 
-def evaluates_every(recipe: Recipe, steps: int) -> int:
-    """Return after how many steps each the held-out loss is measured."""
-    return recipe.training.eval_steps or max(math.ceil(steps / EVALS_PER_RUN), 1)
+def evaluates_every(recipe: Recipe, steps: int, *, device: str, rows: int) -> int:
+    """Return after how many steps each the held-out loss is measured and the prompts answered.
+
+    Unless the recipe says so, at most five times, and less often where all of it would take more
+    than a tenth of the run. Before the first step and after the last it is done in any case.
+
+    Args:
+        recipe: What is trained.
+        steps: Optimizer steps of the run.
+        device: `cuda`, `mps` or `cpu`.
+        rows: Held-out rows that are measured.
+    """
+    training = recipe.training
+    if training.eval_steps:
+        return training.eval_steps
+    trained = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    # Forward only is half of a trained pass.
+    once = rows / 2 + ANSWER_ROWS[device]
+    between = min(max(int(PAUSES * trained / once) - 2, 0), EVALS_PER_RUN - 1)
+    return max(math.ceil(steps / (between + 1)), 1)
 
 
 def measured_rows(recipe: Recipe, device: str, held_out: int) -> int:
-    """Return on how many of the rows held out an evaluation measures."""
+    """Return on how many of the rows held out an evaluation measures.
+
+    Processes that train together get whole batches, as many each: rows that are one too many would
+    be measured twice.
+    """
     times = SORTED_TIMES if recipe.task_type == "SEQ_CLS" else 1
-    return min(held_out, times * EVAL_ROWS[device])
+    most = min(held_out, times * EVAL_ROWS[device])
+    together = recipe.training.per_device_train_batch_size * recipe.launch.num_processes
+    return most - most % together if recipe.launch.is_shared and most > together else most
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Return `count` of `total` places, evenly from all: a file often has class after class."""
+    return [at * total // count for at in range(count)]
 
 
 def make_plan(
@@ -84,13 +120,15 @@ def make_plan(
     """
     steps = total_steps(recipe, train_rows)
     place = Place.of(hardware, precision)
+    measured = measured_rows(recipe, hardware.device, eval_rows)
+    every = evaluates_every(recipe, steps, device=hardware.device, rows=measured)
     return Plan(
         device=hardware.device,
         precision=precision,
         autocast=_autocast(precision, hardware),
         total_steps=steps,
-        eval_steps=evaluates_every(recipe, steps),
-        eval_rows=measured_rows(recipe, hardware.device, eval_rows),
+        eval_steps=every,
+        eval_rows=measured,
         checkpointing=predict(info, recipe, place, work).checkpointing,
     )
 

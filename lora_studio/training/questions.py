@@ -9,7 +9,7 @@ from lora_studio.data.report import Report
 from lora_studio.data.templates import adds_beginning, token_ids
 from lora_studio.models.description import ModelInfo
 from lora_studio.recipe import Recipe
-from lora_studio.training.reporting import SAMPLE_TOKENS
+from lora_studio.training.plan import ANSWER_TOKENS
 
 
 def questions(recipe: Recipe, report: Report, tokenizer: Any, info: ModelInfo) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def questions(recipe: Recipe, report: Report, tokenizer: Any, info: ModelInfo) -
     return {
         prompt: rendered
         for prompt, rendered in asked.items()
-        if len(tokenizer(rendered, add_special_tokens=False)["input_ids"]) + SAMPLE_TOKENS <= limit
+        if len(tokenizer(rendered, add_special_tokens=False)["input_ids"]) + ANSWER_TOKENS <= limit
     }
 
 

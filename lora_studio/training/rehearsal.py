@@ -21,12 +21,12 @@ import torch
 from transformers import TrainerCallback
 
 from lora_studio.errors import RunError
-from lora_studio.prediction.fixes import Fix
 from lora_studio.runs.events import EventWriter
-from lora_studio.training.failures import is_out_of_memory
+from lora_studio.training.failures import asked_for, is_out_of_memory
+from lora_studio.training.remedies import Remedy
 
 SELF = Path("/proc/self")
-Offers = Callable[[], list[Fix]]
+Offers = Callable[[], list[Remedy]]
 
 RESET_PEAK = "5"
 """What proc(5) wants in `clear_refs` to set VmHWM back to the present."""
@@ -64,16 +64,15 @@ def probe_step(trainer: Any, events: EventWriter, offers: Offers) -> int:
         offers: Asked for what to change when it does not fit.
 
     Raises:
-        RunError: If memory runs out, naming the settings that would fit.
+        RunError: If memory runs out, with what to try again with.
     """
-    batch = longest_batch(trainer)
-    rows, length = batch["input_ids"].shape
-    scored = int(trainer.scored(batch["labels"]).sum())
+    batch, rows, length = longest_batch(trainer)
     start = time.monotonic()
     failed: BaseException | None = None
     with _untouched(trainer), _bounded(), _watched() as peak:
         try:
-            trainer.training_step(trainer.model_wrapped, batch, torch.tensor(scored))
+            labels = torch.tensor(batch["labels"].numel())
+            trainer.training_step(trainer.model_wrapped, batch, labels)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,26 +80,27 @@ def probe_step(trainer: Any, events: EventWriter, offers: Offers) -> int:
             failed = error.with_traceback(None)
     taken = peak()
     if failed is not None:
-        fixes = offers()
         raise RunError(
             "training.out_of_memory_in_rehearsal",
+            asked=asked_for(failed),
             batch=rows,
             length=length,
-            settings="; ".join(", ".join(fix.changes) for fix in fixes) or "–",
-            fixes=[list(fix.changes) for fix in fixes],
+            remedies=offers(),
         ) from failed
     seconds = round(time.monotonic() - start, 3)
     events.write("rehearsed", peak_bytes=taken, rows=rows, tokens=rows * length, seconds=seconds)
     return taken
 
 
-def longest_batch(trainer: Any) -> dict[str, torch.Tensor]:
-    """Return the batch of the longest rows, as the trainer's collator makes it."""
+def longest_batch(trainer: Any) -> tuple[dict[str, Any], int, int]:
+    """Return the batch of the longest rows as the trainer's collator makes it.
+
+    With it go the number of its rows and the tokens of the longest.
+    """
     data = trainer.train_dataset
     lengths = pc.list_value_length(data.with_format("arrow")[:]["input_ids"]).to_numpy()
     rows = np.argsort(-lengths, kind="stable")[: trainer.args.per_device_train_batch_size]
-    batch: dict[str, torch.Tensor] = trainer.data_collator([data[int(row)] for row in rows])
-    return batch
+    return trainer.data_collator([data[int(row)] for row in rows]), len(rows), int(lengths[rows[0]])
 
 
 @contextmanager

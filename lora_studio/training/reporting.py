@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from lora_studio.runs.events import EventWriter
-from lora_studio.training.failures import NotFiniteError
+from lora_studio.training import ranks
+from lora_studio.training.plan import ANSWER_TOKENS
 
-SAMPLE_TOKENS = 48
 RECENT_STEPS = 20
 
 
@@ -40,11 +40,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._trainer: Any = None
         self._questions: dict[str, Any] = {}
         self._began = self._step_began = 0.0
+        self._has_begun = False
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
         self._tokens_before = 0
         self._usual_tokens = 0.0
-        self._pause_s: list[float] = []
+        self._pauses_s = 0.0
+        self._rounds = 0
         self.timed_out = False
 
     def attach(
@@ -63,8 +65,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asked the run to stop."""
-        return self._stop.exists()
+        """Whether somebody asked the run to stop; of many processes each has to ask."""
+        return ranks.agreed(self._stop.exists())
 
     def check_stop(self) -> None:
         """Leave the training loop, whatever it is at, if somebody asked for it.
@@ -77,11 +79,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Answer the prompts and measure the held-out rows before the first step."""
-        self._began = time.monotonic()
-        if self._trainer.eval_dataset is not None:
-            self._trainer.evaluate()
-        self._sample(step=0)
-        self._events.write("stage", stage="train")
+        self._began = self._began or time.monotonic()
+        if not state.global_step and not self._has_begun:  # else it goes on from a checkpoint
+            if self._trainer.eval_dataset is not None:
+                self._trainer.evaluate()
+            self._sample(step=0)
+            self._has_begun = True
+        self.go_on()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note when the step began."""
@@ -96,12 +100,17 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the step's time; stop if asked to."""
         self._step_s.append(time.monotonic() - self._step_began)
-        self._step_tokens.append(self._trainer.tokens_seen - self._tokens_before)
+        seen = int(ranks.total(self._trainer.tokens_seen - self._tokens_before))
+        self._trainer.count_from(self._tokens_before + seen)
+        self._step_tokens.append(seen)
         limit = self._max_training_s
-        self.timed_out = limit is not None and time.monotonic() - self._began > limit
+        taken_s = time.monotonic() - self._began
+        self.timed_out = limit is not None and ranks.agreed(taken_s > limit)
         if self.stopping or self.timed_out:
             control.should_training_stop = True
             control.should_evaluate = control.should_save = False
+        elif state.global_step >= state.max_steps and self._trainer.eval_dataset is not None:
+            control.should_evaluate = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -115,9 +124,14 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an evaluation inside the run, answer the prompts again."""
+        self._rounds += 1
         if state.global_step:
             self._sample(step=state.global_step)
-            self._events.write("stage", stage="train")
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Announce that steps are made again."""
+        self._events.write("stage", stage="train")
 
     @contextmanager
     def pause(self, stage: str) -> Iterator[None]:
@@ -125,7 +139,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._events.write("stage", stage=stage)
         start = time.monotonic()
         yield
-        self._pause_s.append(time.monotonic() - start)
+        self._pauses_s += time.monotonic() - start
 
     def _write_step(self, state: Any, logs: dict[str, Any]) -> None:
         recent_s = sum(self._step_s[-RECENT_STEPS:])
@@ -141,8 +155,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
             memory_bytes=memory_bytes(),
             seconds_left=self._seconds_left(state),
         )
-        if not math.isfinite(float(logs["loss"])):
-            raise NotFiniteError
 
     def _write_eval(self, step: int, logs: dict[str, Any]) -> None:
         loss = logs["eval_loss"]
@@ -156,10 +168,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Return steps and pauses still to come, at the pace of the recent ones."""
         steps = (state.max_steps - state.global_step) * self._usual_step_s()
         every = self._trainer.args.eval_steps
-        pauses = state.max_steps // every - state.global_step // every if every else 0
-        pause_s = sum(self._pause_s) / max(len(self._pause_s), 1)
-        # An evaluation and a sample each make a pause.
-        return round(steps + 2 * pauses * pause_s, 1)
+        rounds = math.ceil(state.max_steps / every) - state.global_step // every if every else 0
+        return round(steps + rounds * self._pauses_s / max(self._rounds, 1), 1)
 
     def _usual_step_s(self) -> float:
         """Return the seconds of a step of usual length: a few short ones promise nothing.
@@ -174,18 +184,18 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return mean_s * self._usual_tokens * len(tokens) / sum(tokens)
 
     def _sample(self, *, step: int) -> None:
-        if not self._questions:
-            return
-        asked = list(self._questions.values())
-        # In 16 bit, trained bias vectors and layers are float32 beside the base's.
-        with self.pause("sample"), self._trainer.accelerator.autocast():
-            answers = self._trainer.answers(asked, self._should_stop)
+        answers: list[str] = []
+        if self._questions and ranks.is_first():
+            asked = list(self._questions.values())
+            # In 16 bit, trained bias vectors and layers are float32 beside the base's.
+            with self.pause("sample"), self._trainer.accelerator.autocast():
+                answers = self._trainer.answers(asked, self._should_stop)
         self.check_stop()  # an answer that was cut short says nothing
-        for prompt, text in zip(self._questions, answers, strict=True):
+        for prompt, text in zip(self._questions, answers, strict=bool(answers)):
             self._events.write("sample", step=step, prompt=prompt, answer=text)
 
     def _should_stop(self, input_ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.stopping, device=input_ids.device)
+        return torch.full((input_ids.shape[0],), self._stop.exists(), device=input_ids.device)
 
 
 def answer(model: Any, tokenizer: Any, rendered: Sequence[str], stopping: Any) -> list[str]:
@@ -217,7 +227,7 @@ def answer(model: Any, tokenizer: Any, rendered: Sequence[str], stopping: Any) -
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                max_new_tokens=SAMPLE_TOKENS,
+                max_new_tokens=ANSWER_TOKENS,
                 pad_token_id=tokenizer.pad_token_id,
                 stopping_criteria=StoppingCriteriaList([stopping]),
             )

@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_studio.data.preparation import prepare
 from lora_studio.data.prepared import Prepared
-from lora_studio.errors import RecipeError, StudioError
-from lora_studio.hardware import precision_reason, precisions, probe, resolve_precision
+from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.hardware import precision_reason, probe, resolve_precision
 from lora_studio.methods import problems, rank_problems
+from lora_studio.models.accounting import unsortable
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_classifier, load_model, load_tokenizer
 from lora_studio.models.sources import hub_name, resolve
 from lora_studio.models.targets import selected, target_modules
-from lora_studio.prediction.fixes import fixes_after_failure
-from lora_studio.prediction.memory import Place
 from lora_studio.prediction.workload import FEWEST_LABELS, Workload
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
+from lora_studio.training import ranks, trackers, tracking
 from lora_studio.training.adapting import (
     LONG_STARTS,
     Start,
@@ -40,14 +39,21 @@ from lora_studio.training.adapting import (
     lora_config,
 )
 from lora_studio.training.card import model_card
+from lora_studio.training.checkpoints import Checkpoints
 from lora_studio.training.classifying import Classifier, classifier_arguments
+from lora_studio.training.engine import Engine, choose_engine, plain_engine
+from lora_studio.training.failures import out_of_memory, telling_of_memory
 from lora_studio.training.loop import Loop
-from lora_studio.training.plan import Plan, make_plan
+from lora_studio.training.plan import Plan, evenly, make_plan
 from lora_studio.training.questions import questions
 from lora_studio.training.rehearsal import Rehearsal
+from lora_studio.training.remedies import Remedies
 from lora_studio.training.reporting import Reporter, Stopped
+from lora_studio.training.resuming import adapt_again, refuse_other_data
 from lora_studio.training.saving import save_adapter
-from lora_studio.training.trainer import Trainer, sft_config
+from lora_studio.training.shrinking import train_within_memory
+from lora_studio.training.watchdogs import Watchdogs
+from lora_studio.training.writing import Writer, writer_arguments
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +67,12 @@ class Session:
         recipe: What to train.
         settings: Where models live, and the Hub token.
         stage: Told of each stage before the first step: name, done, total.
+        start: Go on from the checkpoint of this step; None begins.
     """
 
-    def __init__(self, recipe: Recipe, settings: Settings, stage: Stage) -> None:
+    def __init__(
+        self, recipe: Recipe, settings: Settings, stage: Stage, *, start: int | None = None
+    ) -> None:
         self._recipe = recipe
         self._settings = settings
         self._stage = stage
@@ -71,7 +80,14 @@ class Session:
         self._trainer: Any = None
         self._tokenizer: Any = None
         self._initial: Path | None = None
+        self._folder: RunFolder | None = None
+        self._remedies: Remedies | None = None
+        self._start_step = start
+        self._engine: Engine | None = None
+        self.best_step: int | None = None
+        """Whose weights were saved, where they are not the last step's."""
 
+    @telling_of_memory
     def build(self, folder: RunFolder, events: EventWriter) -> Reporter:
         """Fetch the model, encode the data, load the weights and set up the trainer.
 
@@ -83,20 +99,30 @@ class Session:
         Raises:
             StudioError: For a model, data or recipe that cannot be used.
         """
+        self._folder, self._events = folder, events
         recipe = self._recipe
         hardware = probe()
         precision = resolve_precision(recipe.precision, hardware)
-        model_folder = resolve(
-            recipe.model.source,
-            self._settings,
-            # On a Space too: whoever started this worker gave it the visitor's own token or none.
-            token=self._settings.hub_token,
-            on_progress=self._stage,
-        )
+        with ranks.in_turn(folder):
+            model_folder = resolve(
+                recipe.model.source,
+                self._settings,
+                # On a Space too: who started this worker gave it the visitor's own token or none.
+                token=self._settings.hub_token,
+                on_progress=self._stage,
+            )
         info = self._described(inspect_model(model_folder, recipe.model.source))
         targets = self._targets(info, precision, hardware.device)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
-        prepared = self._prepare(tokenizer, info, folder)
+        with ranks.in_turn(folder):
+            prepared = self._prepare(tokenizer, info, folder)
+        remedies = self._remedies = Remedies(
+            info=info,
+            recipe=recipe,
+            hardware=hardware,
+            precision=precision,
+            report=prepared.report.to_dict(),
+        )
         labels = [name for name, *_ in prepared.report.labels]
         self._stage("load", 0, 0)
         model = self._load(model_folder, precision, hardware.device, labels)
@@ -117,28 +143,36 @@ class Session:
             stage=self._stage,
         )
         adapted = self._adapt(model, start)
-        reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
-        self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
-        # TRL turns the adapter of a quantised model into bfloat16, which a CPU without bfloat16
-        # units multiplies an order of magnitude slower; the optimizer is better off in float32.
         cast_trained(adapted)
+        reporter = Reporter(events, folder.stop, max_training_s=self._settings.max_training_s)
+        if recipe.training.report_to:
+            trackers.prepare(folder.path, self._settings)
+        self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
+        tracking.keep_apart(self._trainer, events)
+        Checkpoints.put_on(
+            self._trainer,
+            folder,
+            events,
+            keep=recipe.training.save_total_limit,
+            patience=recipe.training.early_stopping_patience,
+            initial=self._initial,
+        )
         report, training = prepared.report, recipe.training
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        rows *= recipe.launch.num_processes
         reporter.attach(
             self._trainer,
-            questions(recipe, report, tokenizer, info),
+            # To write with a model that is cut, all processes would have to write the same.
+            {} if self._is_cut else questions(recipe, report, tokenizer, info),
             usual_tokens=rows * report.tokens / report.trained_rows,
         )
-        Rehearsal.put_first(
+        Rehearsal.put_first(self._trainer, events, remedies.less_memory)
+        Watchdogs.watch(
             self._trainer,
             events,
-            lambda: fixes_after_failure(
-                info,
-                recipe,
-                Place.of(hardware, precision),
-                prepared.report.to_dict(),
-                precisions=[found.name for found in precisions(hardware) if found.available],
-            ),
+            folder,
+            rate=recipe.training.learning_rate,
+            steadier=remedies.steadier,
         )
         trainable, total = adapted.get_nb_trainable_parameters()
         events.write(
@@ -155,25 +189,61 @@ class Session:
             format=prepared.report.format,
             task_type=recipe.task_type,
             labels=labels,
+            engine=self._engine.to_dict() if self._engine else {},
         )
         return reporter
 
+    @telling_of_memory
     def train(self) -> None:
         """Run the training loop to its end or to the stop flag."""
+        start, trainer = self._start_step, self._trainer
         with suppress(Stopped):
-            self._trainer.train()
+            if self._recipe.training.auto_find_batch_size:
+                train_within_memory(trainer, self._events, start, self._stage_now)
+            else:
+                trainer.checkpoints.train(start)
+        tracking.close(self._trainer)
 
     @property
     def steps(self) -> int:
         """Optimizer steps that are done."""
         return int(self._trainer.state.global_step)
 
+    def save_stopped(self) -> None:
+        """Write a checkpoint of the last whole step, from which the run can go on."""
+        self._trainer.checkpoints.save_stopped()
+
+    @telling_of_memory
     def save(self, folder: RunFolder) -> Path:
-        """Write the adapter folder and return it."""
-        card = model_card(self._recipe, History(folder).update(), base=self._base)
-        return save_adapter(
-            folder, self._trainer.model, self._tokenizer, card=card, initial=self._initial
+        """Write the adapter folder, if this process is the first, and return it."""
+        if self._recipe.training.load_best_model_at_end:
+            self.best_step = self._trainer.checkpoints.take_best()
+        model = self._trainer.model
+        state = self._trainer.accelerator.get_state_dict(model) if self._is_cut else None
+        if not ranks.is_first():
+            return folder.adapter
+        card = model_card(
+            self._recipe, History(folder).update(), base=self._base, best_step=self.best_step
         )
+        return save_adapter(
+            folder, model, self._tokenizer, card=card, initial=self._initial, state=state
+        )
+
+    def out_of_memory(self, error: BaseException) -> RunError:
+        """Say in which phase memory ran out, and what would fit."""
+        stage = self._stage_now()
+        steps = self.steps if self._trainer is not None else 0
+        return out_of_memory(
+            error,
+            self._recipe,
+            phase=stage,
+            step=steps + (stage == "train"),
+            remedies=self._remedies.less_memory() if self._remedies else (),
+        )
+
+    def _stage_now(self) -> str:
+        history = History(self._folder).update() if self._folder else None
+        return str(history.stage.get("stage", "")) if history else ""
 
     def _described(self, info: ModelInfo) -> ModelInfo:
         """Return the model as it is trained; of a head over classes the size is not known yet.
@@ -183,14 +253,20 @@ class Session:
         """
         if self._recipe.task_type != "SEQ_CLS":
             return info
-        if not info.can_classify:
-            raise RecipeError.of(
-                [StudioError("model.cannot_classify", source=info.source, name=info.architecture)]
-            )
+        reasons = unsortable(info)
+        if reasons:
+            raise RecipeError.of(reasons)
         return info.as_classifier(FEWEST_LABELS)
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return self._recipe.launch.is_shared and self._recipe.launch.strategy == "fsdp"
 
     def _load(self, folder: Path, precision: str, device: str, labels: Sequence[str]) -> Any:
         """Return the frozen model, with a head drawn from the seed where texts are sorted."""
+        if self._is_cut:
+            device = "cpu"  # each GPU gets its part from there
         if self._recipe.task_type == "SEQ_CLS":
             seed = self._recipe.seed
             return load_classifier(folder, precision, device, labels=labels, seed=seed)
@@ -211,6 +287,8 @@ class Session:
         problems = _misfits(recipe, prepared, info)
         if problems:
             raise RecipeError.of(problems)
+        if self._start_step is not None:
+            refuse_other_data(folder, prepared.report)
         folder.data.mkdir(exist_ok=True)
         (folder.data / "report.json").write_text(
             json.dumps(prepared.report.to_dict(), ensure_ascii=False), encoding="utf-8"
@@ -236,11 +314,16 @@ class Session:
     def _adapt(self, model: Any, start: Start) -> PeftModel:
         """Put the adapter on the model, its A and B where the recipe has them begin."""
         recipe = self._recipe
-        if recipe.adapter.init_lora_weights in LONG_STARTS:
+        if self._start_step is None and recipe.adapter.init_lora_weights in LONG_STARTS:
             self._stage("initialise", 0, 0)
         config = lora_config(
             recipe.adapter, start.info, base=self._base, task_type=recipe.task_type
         )
+        if self._start_step is not None:
+            adapted, self._initial = adapt_again(
+                model, config, seed=recipe.seed, initial=start.initial
+            )
+            return adapted
         adapted = adapt(model, config, seed=recipe.seed)
         self._initial = initialise(adapted, recipe.adapter, start, seed=recipe.seed)
         return adapted
@@ -264,10 +347,7 @@ class Session:
         }
         if plan.eval_rows:
             held_out = prepared.to_dataset(folder.data, "evaluation")
-            # Evenly from all: a file often has one class after the other.
-            held_out = held_out.select(
-                [at * len(held_out) // plan.eval_rows for at in range(plan.eval_rows)]
-            )
+            held_out = held_out.select(evenly(len(held_out), plan.eval_rows))
         if self._recipe.task_type == "SEQ_CLS":
             return Classifier(
                 labels=[name for name, *_ in prepared.report.labels],
@@ -275,13 +355,20 @@ class Session:
                 eval_dataset=held_out,
                 **shared,
             )
-        return Trainer(
-            args=sft_config(self._recipe, plan, folder.checkpoints),
+        engine = self._engine = self._choose_engine(model, shared["train_dataset"], plan.precision)
+        return Writer(
+            args=writer_arguments(self._recipe, plan, folder.checkpoints),
             eval_dataset=held_out,
-            data_collator=DataCollatorForLanguageModeling(
-                pad_token_id=self._tokenizer.pad_token_id
-            ),
+            data_collator=engine.collator,
             **shared,
+        )
+
+    def _choose_engine(self, model: PeftModel, rows: Any, precision: str) -> Engine:
+        padding = self._tokenizer.pad_token_id
+        if self._is_cut:
+            return plain_engine(padding)
+        return choose_engine(
+            model, rows, self._recipe.training, precision=precision, padding=padding
         )
 
 
@@ -289,7 +376,11 @@ def _misfits(recipe: Recipe, prepared: Prepared, info: ModelInfo) -> list[Studio
     """Return what of the recipe does not fit this data or this model."""
     problems = []
     rows, batch = len(prepared.train), recipe.training.per_device_train_batch_size
-    if rows < batch:
+    processes = recipe.launch.num_processes
+    if recipe.launch.is_shared and rows < batch * processes:
+        values = {"rows": rows, "batch": batch, "processes": processes}
+        problems.append(StudioError("launch.rows_under_batch", **values))
+    elif rows < batch:
         problems.append(StudioError("training.rows_under_batch", rows=rows, batch=batch))
     longest = min(prepared.report.tokens_longest, recipe.data.max_length)
     limit = info.context_length

@@ -83,10 +83,10 @@ class Columns:
         named = columns_of(error)
         if not named and error.key not in MENDED_HERE:
             return {}
-        columns = [*named, *data.columns.values()] if named else known
+        columns = in_order([*named, *data.columns.values()], known) if named else known
         return {
             self.part: gr.Accordion(open=True),
-            **self._table(list(dict.fromkeys(columns)), data.columns, data.format, voice),
+            **self._table(columns, data.columns, data.format, voice),
         }
 
     def _table(
@@ -200,6 +200,14 @@ def guessed(found: Mapping[str, Any]) -> dict[str, str]:
 def columns_of(error: StudioError) -> list[str]:
     """Return the names of the columns that an error is about."""
     return [str(name) for name in error.values.get("columns", ())]
+
+
+def in_order(columns: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return columns without repeats in the order they were known in, new ones last.
+
+    An open list whose columns change places under the pointer gives another one than is clicked.
+    """
+    return [name for name in dict.fromkeys([*known, *columns]) if name in columns]
 
 
 def encodings(found: Mapping[str, str | None], voice: Voice) -> str:

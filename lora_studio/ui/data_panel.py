@@ -90,6 +90,7 @@ class DataPanel:
             pickers,
             card.columns.chosen,
             show_progress="hidden",
+            trigger_mode="always_last",  # a second choice before the first has arrived counts too
         )
         card.columns.guess.click(dict, None, card.columns.chosen, show_progress="hidden")
 
@@ -212,16 +213,17 @@ class DataPanel:
         yield self._says(preparing({"stage": "start"}, voice), is_busy=True)
         try:
             for event in studio.preview(recipe, token=token or None):
-                wanted = self._wanted.get(str(request.session_hash), key)
-                if wanted != key:
-                    if wanted:  # ask again, with the settings of then
-                        yield {self.card.asked: time.time_ns()}
+                if self._is_overtaken(request, key):
+                    yield from self._once_more(request)
                     return
                 if "result" in event:
                     yield self._shown({**event["result"], "key": key}, recipe, voice)
                 else:
                     yield self._says(preparing(event, voice), is_busy=True)
         except StudioError as error:
+            if self._is_overtaken(request, key):
+                yield from self._once_more(request)
+                return
             data = recipe.data
             yield (
                 self._nothing(voice)
@@ -229,6 +231,18 @@ class DataPanel:
                 | self.card.columns.show_problem(error, columns, data, voice)
                 | self.card.checks.show_problem(error, data.checks, voice)
             )
+
+    def _is_overtaken(self, request: gr.Request, key: str) -> bool:
+        """Say whether this tab wants something else by now than the preview of this key.
+
+        To show that preview, or what is wrong with it, would undo the newer choices.
+        """
+        return self._wanted.get(str(request.session_hash), key) != key
+
+    def _once_more(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """Ask for a preview again, with the settings of then, unless it was ended for good."""
+        if self._wanted.get(str(request.session_hash)) != NOTHING:
+            yield {self.card.asked: time.time_ns()}
 
     def cancel(self, request: gr.Request) -> tuple[str, gr.Button]:
         """End this tab's preview; the last report stays."""

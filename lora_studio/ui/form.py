@@ -117,8 +117,8 @@ class Form:
             return ranges(value)
         if path in PAIRS:
             return ", ".join(f"{name}: {number}" for name, number in value.items())
-        if isinstance(value, Mapping):
-            return dict(value)
+        if isinstance(value, (Mapping, tuple)):
+            return dict(value) if isinstance(value, Mapping) else list(value)
         control = self.controls[path]
         if isinstance(control, gr.Dropdown) and value not in [
             known for _, known in control.choices

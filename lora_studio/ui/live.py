@@ -18,7 +18,7 @@ import plotly
 
 from lora_studio.errors import RunError
 from lora_studio.runs.history import History
-from lora_studio.ui import numbers
+from lora_studio.ui import concerns, milestones, numbers
 from lora_studio.ui.confusion import confusion
 from lora_studio.ui.language import Voice
 from lora_studio.ui.render import stage_sentence
@@ -30,10 +30,13 @@ APP = secrets.token_hex(4)
 """Another one after each start of the app, so that an open tab notices."""
 MOST_POINTS = 2000
 LOG_BYTES = 12_000
+PHASES = ("train", "evaluate", "sample", "checkpoint", "save")
+"""Stages whose time is told apart; all before the first step are one."""
 WORDS = (
     "loss", "smoothed", "held_out", "learning_rate", "grad_norm", "step", "raw", "samples", "log",
     "reconnecting", "before", "chart_loss", "chart_rate", "chart_sorting", "accuracy", "verdicts",
     "true_class", "predicted_class", "found_share",
+    "best", "early", "retry", "warnings",
 )  # fmt: skip
 
 
@@ -55,24 +58,28 @@ def live_view(door: Door) -> gr.HTML:
 def _delta(door: Door) -> Callable[..., dict[str, Any]]:
     def delta(query: Any, request: gr.Request) -> dict[str, Any]:
         voice = Voice(request)
-        history = _asked_for(door, query, request)
+        history = asked_for(door, query, request)
         if history is None:
             return {"run": "", "app": APP}
         cursor = [_whole(query.get(name)) for name in ("steps", "evals", "samples")]
-        return news(history, cursor, voice) | {"app": APP}
+        if query.get("resumes") != history.resumes:
+            cursor = [0, 0, 0]  # what was seen may have been forgotten since
+        said = concerns.shown(door.enter(request), history, voice)
+        return news(history, cursor, voice) | said | {"app": APP}
 
     return delta
 
 
 def _log_tail(door: Door) -> Callable[..., str]:
     def log_tail(query: Any, request: gr.Request) -> str:
-        history = _asked_for(door, query, request)
+        history = asked_for(door, query, request)
         return tail(history.folder.stdout) if history else ""
 
     return log_tail
 
 
-def _asked_for(door: Door, query: Any, request: gr.Request) -> History | None:
+def asked_for(door: Door, query: Any, request: gr.Request) -> History | None:
+    """Return the run that a browser asks about; None for what it may not know or is none."""
     run = query.get("run") if isinstance(query, dict) else None
     if not isinstance(run, str) or not run:
         return None
@@ -119,6 +126,7 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
             for entry in history.samples[start[2] :]
         ],
         "sorts": bool(history.plan.get("labels")),
+        **milestones.marks(history),
         **state(history, voice),
     }
     if len(history.evals) > start[1]:
@@ -139,10 +147,11 @@ def state(history: History, voice: Voice) -> dict[str, Any]:
     return {
         "status": status,
         "over": history.is_over,
-        "state": _sentence(history, voice),
+        "state": milestones.told(_sentence(history, voice), history, voice),
         "share": 1.0 if status == "finished" else min(share, 1.0),
         "cause": cause.say(voice.language) if cause else "",
         "tiles": _tiles(history, voice),
+        "spent": _spent(history, voice) if history.is_over else "",
     }
 
 
@@ -151,6 +160,10 @@ def _sentence(history: History, voice: Voice) -> str:
     if status == "preparing":
         return stage_sentence(history.stage, voice)
     if status == "stopped":
+        if history.ending.get("unqueued"):
+            return voice("status_unqueued")
+        if history.ending.get("paused"):
+            return voice("status_paused", step=history.step)
         kept = history.ending.get("kept", False)
         timed_out = history.ending.get("timed_out", False)
         late = "stopped_time" if kept else "stopped_slow"
@@ -171,10 +184,11 @@ def _sentence(history: History, voice: Voice) -> str:
 
 
 def _result(history: History, voice: Voice) -> str:
-    measured = [entry["perplexity"] for entry in history.evals if entry.get("perplexity")]
+    evals = milestones.until_adapter(history)
+    measured = [entry["perplexity"] for entry in evals if entry.get("perplexity")]
     if len(measured) > 1:
         return voice("finished_measured", first=f"{measured[0]:.3g}", last=f"{measured[-1]:.3g}")
-    right = [entry["accuracy"] for entry in history.evals if entry.get("accuracy") is not None]
+    right = [entry["accuracy"] for entry in evals if entry.get("accuracy") is not None]
     if len(right) > 1:
         return voice(
             "finished_sorted", first=numbers.percent(right[0]), last=numbers.percent(right[-1])
@@ -191,6 +205,7 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
         tiles.append([voice("live_loss"), "–" if loss is None else f"{loss:.3f}"])
     if history.evals:
         tiles += _measured(history.evals[-1], voice)
+        tiles += milestones.tiles(history, voice)
     if history.steps:
         tiles += [
             [voice("live_step"), f"{history.step:,} / {history.total_steps:,}"],
@@ -199,12 +214,24 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
         ]
     if history.first_time:
         until = history.last_time if history.is_over else time.time()
-        spent = (until or history.first_time) - history.first_time
+        spent = (until or history.first_time) - history.first_time - history.away_s
         tiles.append([voice("tile_elapsed"), numbers.duration(spent, voice.language)])
     if history.steps and history.status in ("training", "evaluating"):
         left = numbers.duration(last["seconds_left"], voice.language)
         tiles.append([voice("tile_left"), left])
     return tiles
+
+
+def _spent(history: History, voice: Voice) -> str:
+    """Return how long each phase of a run took, in words."""
+    spent = {name: history.seconds.get(name, 0.0) for name in PHASES}
+    spent = {"prepare": sum(history.seconds.values()) - sum(spent.values())} | spent
+    parts = [
+        voice(f"spent_{name}", time=numbers.duration(seconds, voice.language))
+        for name, seconds in spent.items()
+        if seconds >= 1
+    ]
+    return " · ".join(parts)
 
 
 def _measured(entry: Mapping[str, Any], voice: Voice) -> list[list[str]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.errors import RunError, StudioError
-from lora_studio.studio import Studio
+from lora_studio.studio import PATIENCE_S, Studio
+from lora_studio.ui import concerns
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.live import live_view
 from lora_studio.ui.outgoing import fresh_folder
+from lora_studio.ui.queue_panel import queue_view
 from lora_studio.ui.visitors import Door
 
 
@@ -26,12 +29,17 @@ class RunPanel:
         with gr.Row(elem_id="run-bar", elem_classes="ls-line", visible=False) as self.bar:
             self.run = gr.Dropdown([], label=text("run"), scale=3, elem_id="run", min_width=200)
             self.keep = _button("stop_keep")
+            self.pause = _button("stop_pause")
             self.discard = _button("stop_discard")
             self.sure = _button("stop_sure", "stop")
+            self.no = _button("stop_not")
+            self.leave = _button("stop_leave")
+            self.resume = _button("resume", "primary")
             self.compare = _button("compare_now", "primary")
             self.download = _button("download")
             self.reuse = _button("reuse")
         self.file = gr.DownloadButton("", visible="hidden", elem_id="download-file")
+        self.queue = queue_view(door)
         self.live = live_view(door)
         with gr.Accordion(
             text("run_recipe"), open=False, visible=False, elem_id="run-recipe"
@@ -57,8 +65,12 @@ class RunPanel:
             [
                 self.shown,
                 self.keep,
+                self.pause,
                 self.discard,
                 self.sure,
+                self.no,
+                self.leave,
+                self.resume,
                 self.compare,
                 self.download,
                 self.reuse,
@@ -67,13 +79,13 @@ class RunPanel:
             concurrency_limit=None,
         )
         self.keep.click(self.stop_keeping, self.run, None)
-        self.discard.click(
-            lambda: (gr.Button(visible=False), gr.Button(visible=True)),
-            None,
-            [self.discard, self.sure],
-            queue=False,
-        )
+        self.pause.click(self.stop_pausing, self.run, None)
+        asked = [self.keep, self.pause, self.discard, self.sure, self.no]
+        self.discard.click(lambda: _asking(sure=True), None, asked, queue=False)
+        self.no.click(lambda: _asking(sure=False), None, asked, queue=False)
         self.sure.click(self.stop_discarding, self.run, None)
+        self.leave.click(self.leave_queue, self.run, None)
+        self.live.click(self.retry, None, self.run, show_progress="hidden")
         self.download.click(self.pack, self.run, self.file).then(
             None, js="() => document.querySelector('#download-file').click()"
         )
@@ -90,9 +102,14 @@ class RunPanel:
             return gr.skip()
         over = history is None or history.is_over
         usable = history is not None and over and history.folder.newest_adapter() is not None
-        busy, ready = gr.Button(visible=not over), gr.Button(visible=usable)
-        again = gr.Button(visible=history is not None and over)
-        return status, busy, busy, gr.Button(visible=False), ready, ready, again
+        waits = history is not None and history.status == "queued"
+        busy, ready = gr.Button(visible=not over and not waits), gr.Button(visible=usable)
+        asks, again = gr.Button(visible=False), gr.Button(visible=history is not None and over)
+        leaves = gr.Button(visible=waits)
+        resumable = history is not None and history.resumable is not None
+        resume = gr.Button(visible=resumable)
+        compare = gr.Button(visible=usable, variant="secondary" if resumable else "primary")
+        return status, busy, busy, busy, asks, asks, leaves, resume, compare, ready, again
 
     def show_recipe(self, run: Any, request: gr.Request) -> tuple[Any, str]:
         """Show the settings a run was started with, as its recipe file."""
@@ -105,17 +122,51 @@ class RunPanel:
 
     def stop_keeping(self, run: Any, request: gr.Request) -> None:
         """Stop at the next step and keep what was learned."""
-        self._stop(run, request, keep=True)
+        self._act(lambda studio: studio.stop(str(run), keep=True), request)
+        self._say_when(run, request)
+
+    def stop_pausing(self, run: Any, request: gr.Request) -> None:
+        """Stop at the next step, to go on from there later."""
+        self._act(lambda studio: studio.pause(str(run)), request)
+        self._say_when(run, request)
 
     def stop_discarding(self, run: Any, request: gr.Request) -> None:
         """End the run now."""
-        self._stop(run, request, keep=False)
+        self._act(lambda studio: studio.stop(str(run), keep=False), request)
 
-    def _stop(self, run: Any, request: gr.Request, *, keep: bool) -> None:
+    def leave_queue(self, run: Any, request: gr.Request) -> None:
+        """Take the run out of the queue."""
+        self._act(lambda studio: studio.unqueue(str(run)), request)
+
+    def go_on(self, run: Any, token: Any, request: gr.Request) -> None:
+        """Let a run that was broken off go on from its last checkpoint."""
+        self._act(lambda studio: studio.resume(str(run), token=token or None), request)
+        gr.Info(Voice(request)("resume_asked"))
+
+    def retry(self, event: gr.EventData, request: gr.Request) -> Any:
+        """Start the run again with the settings of the button that was clicked, and show it."""
+        studio = self.door.enter(request)
         try:
-            self.door.enter(request).stop(str(run), keep=keep)
+            run = concerns.retried(studio, event)
         except StudioError as error:
             raise toast(error, request) from error
+        if run is None:
+            return gr.skip()
+        if run in studio.queue():
+            concerns.say_place(studio, run, Voice(request))
+            return gr.skip()
+        return run_choices(studio, run)
+
+    def _act(self, act: Callable[[Studio], None], request: gr.Request) -> None:
+        try:
+            act(self.door.enter(request))
+        except StudioError as error:
+            raise toast(error, request) from error
+
+    def _say_when(self, run: Any, request: gr.Request) -> None:
+        """Tell who asked to stop that the step under way is still made, and what else they can."""
+        if not self.door.enter(request).history(str(run)).is_over:
+            gr.Info(Voice(request)("stop_asked", seconds=int(PATIENCE_S)))
 
     def pack(self, run: Any, request: gr.Request) -> str:
         """Zip the run's adapter for download."""
@@ -128,6 +179,12 @@ class RunPanel:
 def run_choices(studio: Studio, chosen: str | None) -> Any:
     """Return the run list, one of them chosen."""
     return gr.Dropdown(choices=[history.folder.id for history in studio.runs()], value=chosen)
+
+
+def _asking(*, sure: bool) -> tuple[gr.Button, ...]:
+    """Return the buttons of a running run: what can be asked, or whether it is meant."""
+    asks, answers = gr.Button(visible=not sure), gr.Button(visible=sure)
+    return asks, asks, asks, answers, answers
 
 
 def toast(error: StudioError, request: gr.Request) -> gr.Error:

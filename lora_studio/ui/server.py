@@ -61,6 +61,7 @@ def serve(settings: Settings, *, block: bool = True) -> gr.Blocks:
             prevent_thread_lock=True,
         )
         log.info("LoRA Studio is at %s", page.local_url)
+        studio.keep_dispatching()
         if is_space:
             threading.Thread(target=studio.fetch_starter, daemon=True).start()
         if block:

@@ -20,6 +20,7 @@ from lora_studio.studio import Studio
 from lora_studio.ui import (
     adapter_card,
     goals,
+    launch_choice,
     layer_choice,
     learn,
     model_card,
@@ -64,6 +65,8 @@ class TrainTab:
                     self.form, studio.hardware, studio.known_model(STARTER)
                 )
                 self.training = training_card.build_training(self.form)
+                with self.training.card:
+                    self.launch = launch_choice.build(self.form, studio.hardware)
                 training_card.build_prompts(self.form)
             with gr.Column(scale=4, min_width=300):
                 self.sum = sum_card.build(door, self.form)
@@ -81,6 +84,7 @@ class TrainTab:
         self._wire_model()
         self.text.wire()
         layer_choice.wire(self.adapter.layers, self.model.source, self._model_of)
+        launch_choice.wire(self.launch, self.form)
         self._wire_goals()
         self._wire_sum()
         self._wire_recipes()
@@ -145,6 +149,9 @@ class TrainTab:
             self.sum.recipes.refreshed, self.sum.recipes.lists, self.sum.recipes.lists,
             show_progress="hidden",
         )  # fmt: skip
+        self.panel.queue.tick(
+            self.name_start, None, self.sum.start, show_progress="hidden", queue=False
+        )
         changed = [self.goals.mode, *self.form.inputs]
         self.sum.prediction.click(self.make_fit, self.inputs, changed, show_progress="hidden")
         self.text.card.found.change(
@@ -160,6 +167,9 @@ class TrainTab:
         )
         card.load.upload(self.read_recipe, card.load, shown)
         self.panel.reuse.click(self.reuse, self.panel.run, shown, show_progress="hidden")
+        self.panel.resume.click(
+            self.panel.go_on, [self.panel.run, self.model.token], None, show_progress="hidden"
+        )
         card.recipes.wire(
             self.inputs, self._recipe, shown=shown, show=self._shown, token=self.model.token
         )
@@ -273,14 +283,24 @@ class TrainTab:
         return rate
 
     def begin(self, request: gr.Request, token: Any, *values: Any) -> tuple[Any, Any, Any]:
-        """Start the run and show it."""
+        """Start the run and show it; where the device is busy, line it up and say so."""
         voice, studio = Voice(request), self.door.enter(request)
         try:
-            run = studio.start(self._recipe(request, *values), token=token or None)
+            run = studio.submit(self._recipe(request, *values), token=token or None)
         except StudioError as error:
             gr.Warning(escape(error.say(voice.language)))
             return gr.skip(), gr.skip(), render.problem(error, voice)
-        return gr.Row(visible=True), run_choices(studio, run), gr.skip()
+        order, active = studio.queue(), studio.active()
+        if run not in order:
+            return gr.Row(visible=True), run_choices(studio, run), gr.skip()
+        said = voice("queue_joined", run=run, place=order.index(run) + 1)
+        shown = active.folder.id if active else run  # what trains stays in view
+        return gr.Row(visible=True), run_choices(studio, shown), render.note(said, "good")
+
+    def name_start(self, request: gr.Request) -> Any:
+        """Say on the start button what a click does now: start, or line up."""
+        waits = self.door.enter(request).would_wait()
+        return gr.Button(Voice(request)("start_queue" if waits else "start"))
 
     def picture(self, request: gr.Request, *values: Any) -> Any:
         """Return what the LoRA picture shows of the settings."""

@@ -10,6 +10,7 @@ import gradio as gr
 from lora_studio.errors import RecipeError
 from lora_studio.outlook import Outlook
 from lora_studio.recipe import SchedulerName, TrainingSpec
+from lora_studio.training.trackers import TRACKERS
 from lora_studio.ui import prediction_bar
 from lora_studio.ui.controls import slider
 from lora_studio.ui.form import PROMPTS, Form, bounds
@@ -89,7 +90,37 @@ def build_training(form: Form) -> TrainingCard:
             with gr.Row():
                 _number(form, "training.eval_steps", default.eval_steps, "eval_steps", precision=0)
                 _number(form, "seed", 42, "seed", precision=0)
+            _checkpoints(form, default)
+            form.add(
+                "training.auto_find_batch_size",
+                gr.Checkbox(
+                    default.auto_find_batch_size, label=text("auto_find_batch_size"),
+                    info=hint("training.auto_find_batch_size"),
+                    elem_id="auto-find-batch-size",
+                ),
+            )  # fmt: skip
+            form.add(
+                "training.report_to",
+                gr.CheckboxGroup(
+                    [(tracker.title, name) for name, tracker in TRACKERS.items()],
+                    label=text("report_to"), info=hint("training.report_to"), elem_id="report-to",
+                ),
+            )  # fmt: skip
     return TrainingCard(card, said)
+
+
+def _checkpoints(form: Form, default: TrainingSpec) -> None:
+    """Lay out how often a checkpoint is written, which of them stay, and when there is enough."""
+    with gr.Row():
+        for name in ("save_steps", "save_total_limit", "early_stopping_patience"):
+            _number(form, f"training.{name}", getattr(default, name), name, precision=0)
+    form.add(
+        "training.load_best_model_at_end",
+        gr.Checkbox(
+            default.load_best_model_at_end, label=text("load_best_model_at_end"),
+            info=hint("training.load_best_model_at_end"), elem_id="load-best",
+        ),
+    )  # fmt: skip
 
 
 def build_prompts(form: Form) -> None:

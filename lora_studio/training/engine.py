@@ -1,0 +1,137 @@
+"""How the arithmetic of a training is done here: as fast as its model lets it, and no faster.
+
+What is put in place of the library's own way has to give the same loss on this run's own rows; if
+it does not, it is taken back, and the run goes the library's way. No run is quick and wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_studio.data.encoding import IGNORE_INDEX
+from lora_studio.recipe import TrainingSpec
+from lora_studio.training.documents import (
+    EndToEnd,
+    Padded,
+    attend_as_it_comes,
+    attend_by_document,
+)
+from lora_studio.training.fused import fuse, separate
+from lora_studio.training.writing import summed_loss
+
+log = logging.getLogger(__name__)
+
+COMPARED_ROWS = 3
+LOOKED_AT_ROWS = 64
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2, "nf4": 1e-2, "int8": 2e-2}
+"""Relative difference of the losses that rounding explains, by the frozen weights' format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What a training's batches look like, and which layers were put together."""
+
+    collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    """Makes a batch of rows."""
+    packing: bool
+    """Whether rows are laid end to end, without padding."""
+    shares_beginning: bool
+    """Whether what all rows of a batch begin with is computed once."""
+    fused: Mapping[str, int] = field(default_factory=dict)
+    """How many layers of which kind."""
+    difference: float = 0.0
+    """Of the loss from the library's own, relative; measured on the run's rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the run's `started` event says of it."""
+        return {
+            "packing": self.packing,
+            "shares_beginning": self.shares_beginning,
+            "fused": dict(self.fused),
+            "difference": self.difference,
+        }
+
+
+def plain_engine(padding: int) -> Engine:
+    """Return the library's own way, with rows padded by a token id."""
+    return Engine(collator=Padded(padding), packing=False, shares_beginning=False)
+
+
+def choose_engine(
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    spec: TrainingSpec,
+    *,
+    precision: str,
+    padding: int,
+) -> Engine:
+    """Put the quickest arithmetic in place that gives the library's loss; return what it is.
+
+    Args:
+        model: The PeftModel on its device, its trained parameters in float32.
+        rows: Training rows, each with `input_ids` and `labels`.
+        spec: Whether rows may be packed and layers be fused.
+        precision: Number format of the frozen weights.
+        padding: Token id to pad with.
+    """
+    plain = plain_engine(padding)
+    some = _shortest(rows)
+    expected = _loss(model, plain.collator(some))
+    for packs, fuses in ((True, True), (False, True), (True, False)):
+        if packs > spec.packing or fuses > spec.fused_layers:
+            continue
+        try:
+            found = _put_in_place(model, packs=packs, fuses=fuses, plain=plain)
+            difference = abs(_loss(model, found.collator(some)) - expected) / max(expected, 1e-6)
+        # What a model says to batches or to an attention that it does not know.
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            log.info("packing %s, fused %s does not work: %s", packs, fuses, error)
+        else:
+            if difference <= TOLERANCE[precision]:
+                log.info("engine: %s", found)
+                return replace(found, difference=difference)
+            log.warning("packing %s, fused %s: loss differs by %.2g", packs, fuses, difference)
+        _take_back(model)
+    return plain
+
+
+def _put_in_place(model: Any, *, packs: bool, fuses: bool, plain: Engine) -> Engine:
+    fused = fuse(model) if fuses else {}
+    if not packs:
+        return replace(plain, fused=fused)
+    attend_by_document(model)
+    # Dropout draws anew for each row: a beginning that is read once would be dropped out once.
+    shares = not any(isinstance(part, nn.Dropout) and part.p for part in model.modules())
+    return Engine(collator=EndToEnd(shares), packing=True, shares_beginning=shares, fused=fused)
+
+
+def _take_back(model: Any) -> None:
+    separate(model)
+    attend_as_it_comes(model)
+
+
+def _shortest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the shortest of the first rows that have something to learn."""
+    first = [rows[at] for at in range(min(len(rows), LOOKED_AT_ROWS))]
+    labelled = [row for row in first if max(row["labels"][1:], default=IGNORE_INDEX) >= 0]
+    return sorted(labelled or first, key=lambda row: len(row["input_ids"]))[:COMPARED_ROWS]
+
+
+@torch.no_grad()
+def _loss(model: Any, batch: Mapping[str, Any]) -> float:
+    """Return the mean loss of a batch; the model is left in the mode it was in."""
+    here = {
+        name: part.to(model.device) if hasattr(part, "to") else part for name, part in batch.items()
+    }
+    was_training = model.training
+    model.eval()
+    try:
+        return float(summed_loss(model, here)) / max(len(here["labels"]), 1)
+    finally:
+        model.train(was_training)
