@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lora_studio.data.encoding import IGNORE_INDEX
 from lora_studio.recipe import TrainingSpec
+from lora_studio.training.adapting import cast_trained
 from lora_studio.training.documents import (
     EndToEnd,
     Padded,
@@ -220,15 +221,38 @@ def test_a_sliding_window_is_kept_within_each_row(tiny_llama: Path) -> None:
 
 def test_the_quickest_way_is_taken_where_it_gives_the_same_loss(tiny_llama: Path) -> None:
     net = adapted(tiny_llama)
-    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", padding=3)
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
     assert engine.packing and engine.shares_beginning
     assert engine.fused == {"adapted": 14, "norm": 5, "gated": 2}
     assert engine.difference < 1e-5
 
 
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+def test_in_16_bit_the_loss_is_the_librarys_as_far_as_rounding_goes(
+    tiny_gpt2: Path, bias: str
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_gpt2, dtype=torch.bfloat16)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, fan_in_fan_out=True, bias=bias,
+                        target_modules=["c_attn", "c_fc", "c_proj"])  # fmt: skip
+    net = get_peft_model(base, config)
+    wake(net)
+    cast_trained(net)
+    engine = choose_engine(
+        net, rows(), TrainingSpec(), precision="bf16", autocast="bf16", padding=3
+    )
+    assert engine.packing
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = summed_loss(net, engine.collator(rows()))
+    made = gradients(net, loss)
+    assert all(torch.isfinite(gradient).all() for gradient in made.values())
+    assert any(gradient.abs().max() > 0 for gradient in made.values())
+
+
 def test_either_can_be_switched_off(tiny_llama: Path) -> None:
     for spec in (TrainingSpec(packing=False), TrainingSpec(fused_layers=False)):
-        engine = choose_engine(adapted(tiny_llama), rows(), spec, precision="fp32", padding=3)
+        engine = choose_engine(
+            adapted(tiny_llama), rows(), spec, precision="fp32", autocast=None, padding=3
+        )
         assert engine.packing is spec.packing
         assert bool(engine.fused) is spec.fused_layers
 
@@ -239,7 +263,7 @@ def test_with_dropout_no_beginning_is_shared(tiny_llama: Path) -> None:
     for part in net.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.1
-    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", padding=3)
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
     assert engine.packing and not engine.shares_beginning
 
 
@@ -254,7 +278,7 @@ def test_a_way_that_gives_another_loss_is_taken_back(
     real = documents._one_by_one
     monkeypatch.setattr(documents, "_one_by_one", every_row_sees_all)
     net = adapted(tiny_llama)
-    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", padding=3)
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
     assert not engine.packing
     assert engine.fused
     assert_same(summed_loss(net, engine.collator(rows())), net, by_the_library(net, rows()))
@@ -264,6 +288,6 @@ def test_a_model_that_says_no_is_padded(tiny_llama: Path, monkeypatch: pytest.Mo
     net = adapted(tiny_llama)
     base = net.get_base_model()
     monkeypatch.setattr(type(base), "_can_set_attn_implementation", classmethod(lambda _: False))
-    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", padding=3)
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
     assert not engine.packing
     assert engine.fused

@@ -27,6 +27,7 @@ from lora_studio.training.writing import summed_loss
 
 log = logging.getLogger(__name__)
 
+NARROW = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPARED_ROWS = 3
 LOOKED_AT_ROWS = 64
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2, "nf4": 1e-2, "int8": 2e-2}
@@ -69,6 +70,7 @@ def choose_engine(
     spec: TrainingSpec,
     *,
     precision: str,
+    autocast: str | None,
     padding: int,
 ) -> Engine:
     """Put the quickest arithmetic in place that gives the library's loss; return what it is.
@@ -78,17 +80,19 @@ def choose_engine(
         rows: Training rows, each with `input_ids` and `labels`.
         spec: Whether rows may be packed and layers be fused.
         precision: Number format of the frozen weights.
+        autocast: As in `Plan`.
         padding: Token id to pad with.
     """
     plain = plain_engine(padding)
     some = _shortest(rows)
-    expected = _loss(model, plain.collator(some))
+    expected = _loss(model, plain.collator(some), autocast)
     for packs, fuses in ((True, True), (False, True), (True, False)):
         if packs > spec.packing or fuses > spec.fused_layers:
             continue
         try:
             found = _put_in_place(model, packs=packs, fuses=fuses, plain=plain)
-            difference = abs(_loss(model, found.collator(some)) - expected) / max(expected, 1e-6)
+            loss = _loss(model, found.collator(some), autocast)
+            difference = abs(loss - expected) / max(expected, 1e-6)
         # What a model says to batches or to an attention that it does not know.
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             log.info("packing %s, fused %s does not work: %s", packs, fuses, error)
@@ -124,7 +128,7 @@ def _shortest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 @torch.no_grad()
-def _loss(model: Any, batch: Mapping[str, Any]) -> float:
+def _loss(model: Any, batch: Mapping[str, Any], autocast: str | None) -> float:
     """Return the mean loss of a batch; the model is left in the mode it was in."""
     here = {
         name: part.to(model.device) if hasattr(part, "to") else part for name, part in batch.items()
@@ -132,6 +136,7 @@ def _loss(model: Any, batch: Mapping[str, Any]) -> float:
     was_training = model.training
     model.eval()
     try:
-        return float(summed_loss(model, here)) / max(len(here["labels"]), 1)
+        with torch.autocast(model.device.type, NARROW.get(autocast), enabled=autocast is not None):
+            return float(summed_loss(model, here)) / max(len(here["labels"]), 1)
     finally:
         model.train(was_training)

@@ -31,27 +31,27 @@ class Adapted(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         """Return shape (…, d_out) for x of shape (…, d_in), weight (d_out, d_in), a (r, d_in)."""
-        flat = x.flatten(0, -2)
-        a, b = a.to(x.dtype), b.to(x.dtype)
+        flat = x.flatten(0, -2).to(weight.dtype)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
         down = flat @ a.T
         out = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)
         out.addmm_(down, b.T, alpha=scale)
         ctx.save_for_backward(flat, weight, a, b, down)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, a and b."""
+        """Return the gradients of x, bias, a and b."""
         flat, weight, a, b, down = ctx.saved_tensors
-        grad = grad.flatten(0, -2)
+        grad = grad.flatten(0, -2).to(weight.dtype)
         grad_down = (grad @ b).mul_(ctx.scale)
         grad_b = (grad.T @ down).mul_(ctx.scale)
         grad_a = grad_down.T @ flat
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_down, a).view(ctx.shape)
+            grad_x = (grad @ weight).addmm_(grad_down, a).view(ctx.shape).to(ctx.dtype)
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, grad_a, grad_b, None
 

@@ -355,7 +355,7 @@ class Session:
                 eval_dataset=held_out,
                 **shared,
             )
-        engine = self._engine = self._choose_engine(model, shared["train_dataset"], plan.precision)
+        engine = self._engine = self._choose_engine(model, shared["train_dataset"], plan)
         return Writer(
             args=writer_arguments(self._recipe, plan, folder.checkpoints),
             eval_dataset=held_out,
@@ -363,12 +363,17 @@ class Session:
             **shared,
         )
 
-    def _choose_engine(self, model: PeftModel, rows: Any, precision: str) -> Engine:
+    def _choose_engine(self, model: PeftModel, rows: Any, plan: Plan) -> Engine:
         padding = self._tokenizer.pad_token_id
         if self._is_cut:
             return plain_engine(padding)
         return choose_engine(
-            model, rows, self._recipe.training, precision=precision, padding=padding
+            model,
+            rows,
+            self._recipe.training,
+            precision=plan.precision,
+            autocast=plan.autocast,
+            padding=padding,
         )
 
 
