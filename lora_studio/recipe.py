@@ -226,7 +226,8 @@ class TrainingSpec:
     loraplus_lr_ratio: float | None = None
     """LoRA+: B learns so many times faster than A (arXiv 2402.12354); None is plain LoRA."""
     eval_steps: int | None = None
-    """Measure the held-out loss every so many steps; None is ten times in a run."""
+    """Measure the held-out loss every so many steps; None is five times in a run, or
+    less often where that would take more than a tenth of it."""
     save_steps: int | None = None
     """Write a checkpoint every so many steps; None is as often as the held-out loss is measured."""
     save_total_limit: int = 2

@@ -78,6 +78,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def rehearsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every training begin with a rehearsal, however much memory there is."""
+    monkeypatch.setattr("lora_studio.prediction.memory.PLENTY", float("inf"))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a ChatML template."""

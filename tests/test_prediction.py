@@ -450,7 +450,9 @@ def test_a_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def session(settings: Settings, pairs: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[Any]:
+def session(
+    settings: Settings, pairs: Path, tiny_llama: Path, tmp_path: Path, rehearsing: None
+) -> Iterator[Any]:
     """Build a session with dropout, whose random numbers a rehearsal could take away."""
     from lora_studio.training.session import Session
 
@@ -481,6 +483,17 @@ def session(settings: Settings, pairs: Path, tiny_llama: Path, tmp_path: Path) -
 
 def events_of(folder: Any, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(folder.events)[0] if event["event"] == kind]
+
+
+def test_where_memory_is_plenty_nothing_is_rehearsed(
+    session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_studio.training.rehearsal import Rehearsal
+
+    for times, rehearses in ((memory.PLENTY, True), (1.0, False)):
+        monkeypatch.setattr(memory, "PLENTY", times)
+        built, _ = session()
+        assert isinstance(built._trainer.callback_handler.callbacks[0], Rehearsal) is rehearses
 
 
 def test_a_rehearsal_leaves_the_losses_bit_for_bit_as_they_are(session: Any) -> None:

@@ -31,7 +31,7 @@ from lora_studio.training.plan import evaluates_every, total_steps
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "rehearsing"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
 ]
 

@@ -15,6 +15,7 @@ from unicodedata import east_asian_width
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from lora_studio.errors import RecipeError, StudioError
+from lora_studio.hardware import QUANTISED
 from lora_studio.models.accounting import fan_in_fan_out, target_modules
 from lora_studio.models.description import HEAD_STD, ModelInfo
 from lora_studio.models.sources import hub_name
@@ -30,7 +31,6 @@ TEMPLATES = {
 WIDTH = 100
 WIDE = 2
 """A Korean letter is as wide as two Latin ones."""
-QUANTISED = ("nf4", "int8")
 NOT_EXPORTED = ("eva", "loftq", "pissa")
 """Ways for A and B to begin that take more than peft's own settings: rows, weights, a conversion
 when saving."""

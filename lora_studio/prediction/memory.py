@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from lora_studio.hardware import Hardware
+from lora_studio.hardware import QUANTISED, Hardware
 from lora_studio.models.accounting import classifying, count
 from lora_studio.models.description import FUSED_FAMILIES, ModelInfo, ModuleGroup
 from lora_studio.models.targets import rank_of, selected
@@ -32,7 +32,6 @@ WEIGHT_BYTES = {
     "int8": 1.0,
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
 }
-QUANTISED = ("nf4", "int8")
 LOSS_CHUNK = 1024
 """So many positions' scores at a time are turned into float32 for the loss (`training.writing`),
 which leaves the gradient in the logits' place."""
@@ -50,6 +49,8 @@ ERRORS: dict[str, tuple[float, float]] = {"cpu": (1.6, 3.5)}
 """Mean and worst error in percent, as `benchmarks/memory_prediction.py` found it on a device: 12
 settings on a CPU that the formula had not seen, of workers that give back freed memory. None was
 measured on a GPU."""
+PLENTY = 3.0
+"""Where so many times what is predicted is free, nothing needs to be tried out beforehand."""
 TIGHT = 1.10
 """A run fits if this much more than predicted were there: the worst error aimed at is 10 %."""
 
@@ -78,6 +79,10 @@ class Memory:
     def has_room(self, free: int) -> bool:
         """Return whether a process on a CPU may hold on to freed memory, which is faster."""
         return self.worker + HOLES * self.total <= free
+
+    def has_plenty(self, free: int) -> bool:
+        """Return whether it fits however wrong the prediction may be of a model it never met."""
+        return PLENTY * self.needed <= free
 
     def verdict(self, free: int) -> str:
         """Return `fits`, `tight` or `will_not_fit` for so many free bytes.

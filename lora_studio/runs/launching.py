@@ -10,12 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from lora_studio.errors import StudioError
-from lora_studio.hardware import Hardware
+from lora_studio.hardware import QUANTISED, Hardware
 from lora_studio.methods import chosen
 from lora_studio.recipe import LaunchSpec, Recipe
 
 LAUNCHER = "accelerate.commands.launch"
-QUANTISED = ("nf4", "int8")
 WHOLE = frozenset({"dora", "pissa"})
 """Methods that compute with a whole weight, which no process has under FSDP."""
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

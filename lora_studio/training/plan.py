@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lora_studio.hardware import Hardware
+from lora_studio.hardware import QUANTISED, Hardware
 from lora_studio.models.description import ModelInfo
 from lora_studio.prediction.memory import Place, predict
 from lora_studio.prediction.workload import Workload
@@ -136,6 +136,6 @@ def make_plan(
 def _autocast(precision: str, hardware: Hardware) -> str | None:
     if precision in ("bf16", "fp16"):
         return precision
-    if precision in ("nf4", "int8") and hardware.device == "cuda":
+    if precision in QUANTISED and hardware.device == "cuda":
         return "bf16" if hardware.has_bf16 else "fp16"
     return None

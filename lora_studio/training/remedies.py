@@ -9,7 +9,7 @@ from typing import Any
 from lora_studio.hardware import Hardware, precisions
 from lora_studio.models.description import ModelInfo
 from lora_studio.prediction.fixes import Fix, fixes_after_failure
-from lora_studio.prediction.memory import Place, predict
+from lora_studio.prediction.memory import Memory, Place, predict
 from lora_studio.prediction.workload import Workload
 from lora_studio.recipe import Recipe
 
@@ -39,6 +39,11 @@ class Remedies:
     report: Mapping[str, Any] | None = None
     """The data's report, where the data was read."""
 
+    def has_plenty(self) -> bool:
+        """Return whether memory is no question here, so that no step has to be rehearsed."""
+        memory, place = self._memory(self.precision)
+        return memory.has_plenty(place.free)
+
     def less_memory(self) -> list[Remedy]:
         """Return changes after which it fits by the prediction, those that change least first."""
         usable = [found.name for found in precisions(self.hardware) if found.available]
@@ -60,10 +65,13 @@ class Remedies:
         return found
 
     def _fits(self, precision: str) -> bool:
+        memory, place = self._memory(precision)
+        return memory.verdict(place.free) != "will_not_fit"
+
+    def _memory(self, precision: str) -> tuple[Memory, Place]:
         changed = replace(self.recipe, precision=precision)  # type: ignore[arg-type]
         place = Place.of(self.hardware, precision)
-        work = Workload.of(changed, self.report)
-        return predict(self.info, changed, place, work).verdict(place.free) != "will_not_fit"
+        return predict(self.info, changed, place, Workload.of(changed, self.report)), place
 
 
 def _remedy(fix: Fix) -> Remedy:

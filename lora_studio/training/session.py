@@ -166,7 +166,8 @@ class Session:
             {} if self._is_cut else questions(recipe, report, tokenizer, info),
             usual_tokens=rows * report.tokens / report.trained_rows,
         )
-        Rehearsal.put_first(self._trainer, events, remedies.less_memory)
+        if not remedies.has_plenty():
+            Rehearsal.put_first(self._trainer, events, remedies.less_memory)
         Watchdogs.watch(
             self._trainer,
             events,

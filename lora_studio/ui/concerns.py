@@ -56,5 +56,7 @@ def retried(studio: Studio, event: Any) -> str | None:
 
 
 def say_place(studio: Studio, run: str, voice: Voice) -> None:
-    """Tell that a run has to wait for its turn."""
-    gr.Info(voice("queue_joined", run=run, place=studio.queue().index(run) + 1))
+    """Tell that a run has to wait for its turn, unless that has just come."""
+    waiting = studio.queue()
+    if run in waiting:
+        gr.Info(voice("queue_joined", run=run, place=waiting.index(run) + 1))
