@@ -227,8 +227,8 @@ def _draw(bar: tqdm[Any], history: History) -> None:
         return
     bar.total, bar.n, bar.bar_format = history.total_steps, history.step, None
     bar.set_description_str(history.status, refresh=False)
-    if history.steps and history.steps[-1]["loss"] is not None:
-        last = history.steps[-1]
+    last = history.newest
+    if last and last["loss"] is not None:
         rate = f"loss {last['loss']:.3f}, {last['tokens_per_s']:.0f} tokens/s"
         bar.set_postfix_str(rate, refresh=False)
     bar.refresh()

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +379,39 @@ def test_the_summary_has_the_shape_that_show_prints(folder: RunFolder) -> None:
         "adapter": None,
         "warnings": [],
     }
+
+
+def long_run(folder: RunFolder, steps: int, start: int = 1) -> None:
+    with folder.events.open("a", encoding="utf-8") as out:
+        for at in range(start, start + steps):
+            about = {"step": at, "loss": 1 / at, "tokens_per_s": 9.0, "seconds_left": 1.0}
+            event = {"time": 1000.0 + at, "event": "step", **about, "learning_rate": 1e-4}
+            out.write(json.dumps(event) + "\n")
+
+
+def test_of_a_million_steps_some_thousand_are_kept_and_the_newest(folder: RunFolder) -> None:
+    write(folder, ("stage", {"stage": "train"}), ("started", {"total_steps": 10**6}))
+    long_run(folder, 50_000)
+    history = History(folder)
+    tracemalloc.start()
+    history.update()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12e6, "the file has 6 MB, of which little is held at once"
+    assert 2000 <= len(history.steps) <= 4001
+    assert history.steps[0]["step"] == 1
+    gaps = {after["step"] - before["step"] for before, after in pairwise(history.steps[1:])}
+    assert len(gaps) == 1, "what is kept lies evenly"
+    assert history.step == history.newest["step"] == 50_000
+    before = history.rewritten
+    long_run(folder, 3, start=50_001)
+    history.update()
+    assert (history.step, history.rewritten) == (50_003, before)
+    long_run(folder, 60_000, start=50_004)
+    assert history.update().rewritten > before
+    summary = history.summary()
+    assert summary["first_train_loss"] == 1.0
+    assert summary["last_train_loss"] == pytest.approx(1 / 110_003)
 
 
 def test_the_time_of_each_stage_is_added_up(folder: RunFolder) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -90,27 +90,41 @@ def _is_torn(file: Path) -> bool:
 
 
 def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the events after a byte offset, and the offset to go on from.
+    """Return the events after a byte offset, and the offset to go on from."""
+    events = []
+    for line, after in new_lines(file, offset):
+        offset = after
+        event = parsed(line)
+        if event is not None:
+            events.append(event)
+    return events, offset
 
-    A last line without its line end is still being written: it is left for the next read. A
-    line that is not JSON (a torn write before a crash) is passed over.
+
+def new_lines(file: Path, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each whole line after a byte offset, and the offset behind it.
+
+    A last line without its line end is still being written: it is left for the next read.
     """
     try:
-        with file.open("rb") as source:
-            source.seek(offset)
-            block = source.read()
+        source = file.open("rb")
     except FileNotFoundError:
-        return [], offset
-    whole, newline, _ = block.rpartition(b"\n")
-    events = []
-    for line in whole.split(b"\n") if newline else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            events.append(entry)
-    return events, offset + len(whole) + len(newline)
+        return
+    with source:
+        source.seek(offset)
+        for line in source:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield line, offset
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the event of a line, None for what is not one, as a write torn by a crash."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _is_broken(value: Any) -> bool:

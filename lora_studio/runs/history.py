@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lora_studio.errors import StudioError, from_dict
 from lora_studio.runs.checkpoints import newest_known
-from lora_studio.runs.events import ENDS, read_events
+from lora_studio.runs.events import ENDS, new_lines, parsed
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.process import is_running, written_before
 
@@ -51,6 +51,10 @@ SILENT_S = 300.0
 SILENT_TIMES = 10
 """but for so many times a step, where its steps take long."""
 RECENT_STEPS = 20
+MOST_STEPS = 4000
+"""More steps than so many are thinned out: a chart has fewer points than that side by side."""
+STEP, WHERE_STEP = b'"event": "step"', 64
+"""How a step's line says that it is one, and up to which byte."""
 
 
 @dataclass(slots=True)
@@ -59,7 +63,12 @@ class History:
 
     folder: RunFolder
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """The step events: step, loss, learning_rate, grad_norm, tokens_per_s and so on."""
+    """The step events: step, loss, learning_rate, grad_norm, tokens_per_s and so on; of a long run
+    evenly some thousand, the first among them."""
+    newest: dict[str, Any] = field(default_factory=dict)
+    """The newest step event, empty before the first."""
+    thinnings: int = 0
+    """How often every other one of the steps was left out."""
     evals: list[dict[str, Any]] = field(default_factory=list)
     """The eval events: step, loss, and perplexity, or accuracy, f1 and confusion of classes."""
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -86,21 +95,46 @@ class History:
     first_time: float | None = None
     last_time: float | None = None
     _offset: int = 0
+    _seen: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def update(self) -> History:
         """Take in the events written since the last call; return this history."""
         with self._lock:
-            events, self._offset = read_events(self.folder.events, self._offset)
-            for event in events:
-                self._take(event)
+            passed: bytes | None = None
+            for line, after in new_lines(self.folder.events, self._offset):
+                self._offset = after
+                if STEP in line[:WHERE_STEP] and self._passes():
+                    passed = line
+                    continue
+                passed = None
+                event = parsed(line)
+                if event is not None:
+                    self._take(event)
+            last = parsed(passed) if passed else None
+            if last is not None:
+                self._take_time(last)
+                self.newest, self.last_time = last, last["time"]
         return self
+
+    def _passes(self) -> bool:
+        """Return whether a step is left out, unread: those of a long run are a million lines."""
+        number, self._seen = self._seen, self._seen + 1
+        return number % 2**self.thinnings != 0
+
+    def _thin(self) -> None:
+        self.steps[:] = self.steps[::2]
+        self.thinnings += 1
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self._take_time(event)
         if kind in GATHERED:
             getattr(self, GATHERED[kind]).append(event)
+            if kind == "step":
+                self.newest = event
+            if len(self.steps) > MOST_STEPS:
+                self._thin()
         elif kind in LATEST:
             setattr(self, LATEST[kind], event)
         elif kind == "resumed":
@@ -120,6 +154,7 @@ class History:
         """Forget what came after the checkpoint that the run goes on from, and that it was over."""
         for entries in (self.steps, self.evals, self.samples, self.warnings):
             entries[:] = [entry for entry in entries if entry.get("step", 0) <= event["step"]]
+        self.newest = self.steps[-1] if self.steps else {}
         self.stage, self.ending, self.saved, self.early = {}, {}, {}, {}
         self.away_s += max(event["time"] - (self.last_time or event["time"]), 0.0)
         self.resumes += 1
@@ -159,9 +194,14 @@ class History:
         return self.status in ENDED
 
     @property
+    def rewritten(self) -> int:
+        """How often what a reader may have seen of the steps was changed; it reads them anew."""
+        return self.resumes + self.thinnings
+
+    @property
     def step(self) -> int:
         """The last optimizer step, 0 before the first."""
-        return int(self.steps[-1]["step"]) if self.steps else 0
+        return int(self.newest.get("step", 0))
 
     @property
     def total_steps(self) -> int:
@@ -226,13 +266,12 @@ class History:
     def summary(self) -> dict[str, Any]:
         """Return what `show --json` prints."""
         losses = [entry["loss"] for entry in self.steps if entry.get("loss") is not None]
-        rates = [entry["tokens_per_s"] for entry in self.steps if entry.get("tokens_per_s")]
         adapter = self.folder.newest_adapter()
         return {
             "id": self.folder.id,
             "status": self.status,
             "first_train_loss": losses[0] if losses else None,
-            "last_train_loss": losses[-1] if losses else None,
+            "last_train_loss": self._last("loss"),
             "eval_losses": [entry["loss"] for entry in self.evals],
             "eval_accuracies": [e["accuracy"] for e in self.evals if "accuracy" in e],
             "eval_f1s": [e["f1"] for e in self.evals if "f1" in e],
@@ -240,8 +279,13 @@ class History:
             "adapter_step": self.saved.get("best_step", self.step) if self.saved else None,
             "early_stopped": self.early.get("step"),
             "steps": self.step,
-            "tokens_per_s": rates[-1] if rates else None,
+            "tokens_per_s": self._last("tokens_per_s"),
             "seconds": {name: round(spent, 1) for name, spent in self.seconds.items()},
             "adapter": str(adapter) if adapter else None,
             "warnings": [str(concern) for concern in self.concerns],
         }
+
+    def _last(self, name: str) -> float | None:
+        """Return the last number of that name that a step had."""
+        steps = (self.newest, *reversed(self.steps))
+        return next((step[name] for step in steps if step.get(name) is not None), None)

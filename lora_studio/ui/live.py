@@ -62,7 +62,7 @@ def _delta(door: Door) -> Callable[..., dict[str, Any]]:
         if history is None:
             return {"run": "", "app": APP}
         cursor = [_whole(query.get(name)) for name in ("steps", "evals", "samples")]
-        if query.get("resumes") != history.resumes:
+        if query.get("resumes") != history.rewritten:
             cursor = [0, 0, 0]  # what was seen may have been forgotten since
         said = concerns.shown(door.enter(request), history, voice)
         return news(history, cursor, voice) | said | {"app": APP}
@@ -156,7 +156,7 @@ def state(history: History, voice: Voice) -> dict[str, Any]:
 
 
 def _sentence(history: History, voice: Voice) -> str:
-    status, left = history.status, history.steps[-1].get("seconds_left") if history.steps else None
+    status, left = history.status, history.newest.get("seconds_left")
     if status == "preparing":
         return stage_sentence(history.stage, voice)
     if status == "stopped":
@@ -200,7 +200,7 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
     """Return label and value of each tile."""
     tiles: list[list[str]] = []
     if history.steps:
-        last = history.steps[-1]
+        last = history.newest
         loss = last["loss"]
         tiles.append([voice("live_loss"), "–" if loss is None else f"{loss:.3f}"])
     if history.evals:

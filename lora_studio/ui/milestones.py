@@ -17,7 +17,7 @@ def marks(history: History) -> dict[str, Any]:
     return {
         "best": [best["step"], best["loss"]] if best else None,
         "early": history.early.get("step"),
-        "resumes": history.resumes,
+        "resumes": history.rewritten,
     }
 
 
