@@ -85,7 +85,11 @@ class Machine:
             settings: Where things live.
             isolated: Whether heavy libraries run in child processes (the page) or in this one
                 (the command line).
+
+        Raises:
+            StudioError: If nothing can be kept in the home folder.
         """
+        _make_home(settings.home)
         serve = Child if isolated else InProcess
         return cls(
             hardware=probe(),
@@ -554,16 +558,14 @@ class Studio:
             RunError: If there is no such run.
         """
         known = self._histories.get(run_id)
-        if known is None or not known.folder.recipe.exists():
-            known = self._histories[run_id] = History(self._find(run_id))
-        return known.update()
+        return self._known(self._find(run_id) if known is None else known.folder)
 
     def runs(self) -> list[History]:
         """Return all runs, newest first; on a Space the recorded one stands last."""
         folders = run_folder.listed(self.settings.runs)
         if self.settings.space_id:
             folders += run_folder.listed(RECORDED)
-        return [self.history(folder.id) for folder in folders]
+        return [self._known(folder) for folder in folders]
 
     def active(self) -> History | None:
         """Return the run that trains now, if it is one of this studio's."""
@@ -790,6 +792,15 @@ class Studio:
             return run_folder.find(RECORDED, run_id)
         return run_folder.find(self.settings.runs, run_id)
 
+    def _known(self, folder: RunFolder) -> History:
+        """Return a run's history with what is new; of a folder that is gone nothing is known."""
+        known = self._histories.get(folder.id)
+        if known is None or not known.folder.recipe.exists():
+            if not folder.recipe.exists():
+                raise RunError("run.unknown", run=folder.id)
+            known = self._histories[folder.id] = History(folder)
+        return known.update()
+
     def _adapter(self, history: History) -> Path:
         adapter = history.folder.newest_adapter()
         if adapter is None:
@@ -848,6 +859,21 @@ class Studio:
         stamp = f"{config} {config.stat().st_mtime_ns}" if config and config.is_file() else source
         name = sha256(stamp.encode()).hexdigest()[:24]
         return self.settings.cache / "models" / f"{name}.json"
+
+
+def _make_home(home: Path) -> None:
+    """Make the home folder, if it is not there.
+
+    Raises:
+        StudioError: If that cannot be, or nothing can be written into it.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        code = 0 if os.access(home, os.W_OK) else errno.EACCES
+    except OSError as error:
+        code = error.errno or errno.EIO
+    if code:
+        raise StudioError("settings.home_unusable", home=str(home), reason=os.strerror(code))
 
 
 def _model_folder(source: str) -> Path | None:

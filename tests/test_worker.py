@@ -109,7 +109,9 @@ def test_events_come_in_their_order(finished: History) -> None:
     assert finished.status == "finished", log
     kinds = [event["event"] for event in events]
     stages = list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage"))
-    assert stages == ["start", "tokenize", "load", "evaluate", "sample", "train", "save"]
+    assert stages == [
+        "start", "tokenize", "load", "evaluate", "sample", "train", "checkpoint", "save",
+    ]  # fmt: skip
     assert kinds[-2:] == ["saved", "finished"]
     assert kinds.index("started") < kinds.index("eval") < kinds.index("sample")
     assert kinds.index("sample") < kinds.index("step")
