@@ -123,8 +123,8 @@ def test_show_prints_exactly_what_is_promised(cli: Call, home: Path, trained: Sa
     assert said.code == 0
     assert list(found) == [
         "id", "status", "first_train_loss", "last_train_loss", "eval_losses", "eval_accuracies",
-        "eval_f1s", "best_step", "adapter_step", "early_stopped", "resumable_step", "steps",
-        "tokens_per_s", "seconds", "adapter", "warnings",
+        "eval_f1s", "best_step", "adapter_step", "early_stopped", "steps", "tokens_per_s",
+        "seconds", "adapter", "warnings", "resumable_step",
     ]  # fmt: skip
     assert (found["id"], found["status"], found["steps"]) == ("from-the-shell-1", "finished", 3)
     assert isinstance(found["first_train_loss"], float)

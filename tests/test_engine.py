@@ -205,9 +205,7 @@ def test_a_sliding_window_is_kept_within_each_row(tiny_llama: Path) -> None:
 
     torch.manual_seed(0)
     states = [torch.randn(1, 2, 12, 4) for _ in range(3)]
-    found, _ = attend(
-        None, *states, None, documents=Documents((5, 7), None, None), sliding_window=3
-    )
+    found, _ = attend(None, *states, None, documents=Documents((5, 7)), sliding_window=3)
     for start, stop in ((0, 5), (5, 12)):
         part = [one[:, :, start:stop] for one in states]
         size = stop - start
@@ -272,8 +270,10 @@ def test_a_way_that_gives_another_loss_is_taken_back(
 ) -> None:
     from lora_studio.training import documents
 
-    def every_row_sees_all(*args: Any, lengths: Any = None, **more: Any) -> Any:
-        return real(args[0], args[1], args[2], (sum(args[3]),), **more)
+    def every_row_sees_all(*rows: Any, **more: Any) -> Any:
+        lengths = [one.shape[2] for one in rows[0]]
+        (mixed,) = real(*([torch.cat(list(states), dim=2)] for states in rows), **more)
+        return mixed.split(lengths, dim=1)
 
     real = documents._one_by_one
     monkeypatch.setattr(documents, "_one_by_one", every_row_sees_all)

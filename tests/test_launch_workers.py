@@ -149,7 +149,9 @@ def test_only_the_first_process_writes_events(together: History) -> None:
     events = read_events(together.folder.events)[0]
     kinds = [event["event"] for event in events]
     stages = list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage"))
-    assert stages == ["start", "tokenize", "load", "evaluate", "sample", "train", "save"]
+    assert stages == [
+        "start", "tokenize", "load", "evaluate", "sample", "train", "snapshot", "save",
+    ]  # fmt: skip
     assert [kinds.count(kind) for kind in ("started", "saved", "finished")] == [1, 1, 1]
     assert kinds[-2:] == ["saved", "finished"]
     assert [event["step"] for event in together.steps] == [1, 2, 3, 4, 5, 6]

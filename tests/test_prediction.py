@@ -91,7 +91,7 @@ def kept_per_token(
         attend_by_document(model)
         fuse(model)
         places = torch.arange(length).repeat(rows)[None]
-        documents = Documents((length,) * rows, None, None)
+        documents = Documents((length,) * rows)
         batch = {"input_ids": ids.view(1, -1), "position_ids": places, "documents": documents}
     decoder = model.base_model.model.base_model
     blocks = getattr(decoder, "layers", None) or decoder.h

@@ -110,7 +110,7 @@ def test_events_come_in_their_order(finished: History) -> None:
     kinds = [event["event"] for event in events]
     stages = list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage"))
     assert stages == [
-        "start", "tokenize", "load", "evaluate", "sample", "train", "checkpoint", "save",
+        "start", "tokenize", "load", "evaluate", "sample", "train", "snapshot", "save",
     ]  # fmt: skip
     assert kinds[-2:] == ["saved", "finished"]
     assert kinds.index("started") < kinds.index("eval") < kinds.index("sample")

@@ -29,7 +29,7 @@ BROKEN_OFF: frozenset[Status] = ENDED - {"finished"}
 """What a run may go on from."""
 STAGE_STATUS: dict[str, Status] = {
     "train": "training",
-    "checkpoint": "training",
+    "snapshot": "training",
     "evaluate": "evaluating",
     "sample": "evaluating",
     "save": "saving",

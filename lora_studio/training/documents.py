@@ -28,23 +28,20 @@ WORTH_SHARING = 4
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Where rows begin and end in a batch without padding."""
+    """Where rows begin and end in a batch without padding.
+
+    The first row stands there whole, of the others what comes after the shared beginning.
+    """
 
     lengths: tuple[int, ...]
-    """Tokens of each row."""
-    reads: torch.Tensor | None
-    """Where each row's tokens stand in the batch, int64, shape (sum of lengths,); None where the
-    batch is just the rows, one after the other."""
-    writes: torch.Tensor | None
-    """Of those tokens the ones the batch holds, int64, shape (T,); None as `reads`."""
+    """Tokens of each row, its beginning included."""
+    shared: int = 0
+    """Tokens that all rows begin with and that the batch has once."""
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Documents:
-        """Return the same with its indices on a device."""
-        reads, writes = self.reads, self.writes
-        if reads is None or writes is None:
-            return self
-        there = {"device": device, "non_blocking": non_blocking}
-        return Documents(self.lengths, reads.to(**there), writes.to(**there))
+    @property
+    def own(self) -> list[int]:
+        """Tokens of each row that no other has."""
+        return [length - self.shared for length in self.lengths]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class EndToEnd:
             )[None],
             "sources": torch.cat(sources),
             "labels": torch.cat(labels),
-            "documents": _documents([len(row) for row in ids], starts, shared),
+            "documents": Documents(tuple(len(row) for row in ids), shared),
             "tokens": sum(len(row) for row in ids),
         }
 
@@ -136,21 +133,6 @@ def shared_beginning(rows: Sequence[torch.Tensor]) -> int:
     return count if count >= WORTH_SHARING else 0
 
 
-def _documents(lengths: Sequence[int], starts: Sequence[int], shared: int) -> Documents:
-    if not shared:
-        return Documents(tuple(lengths), None, None)
-    beginning = torch.arange(shared)
-    reads = [
-        torch.cat([beginning, torch.arange(start + shared, start + length)])
-        for length, start in zip(lengths, starts, strict=True)
-    ]
-    writes, at = [torch.arange(lengths[0])], lengths[0]
-    for length in lengths[1:]:
-        writes.append(torch.arange(at + shared, at + length))
-        at += length
-    return Documents(tuple(lengths), torch.cat(reads), torch.cat(writes))
-
-
 def attend(
     module: Any,
     query: torch.Tensor,
@@ -190,31 +172,35 @@ def attend(
     is_odd = softcap is not None or s_aux is not None or attention_mask is not None
     if is_odd or query.shape[2] != key.shape[2]:
         raise NotImplementedError(type(module).__name__)
-    documents = documents or Documents((query.shape[2],), None, None)
-    if documents.reads is not None:
-        query, key, value = (states[:, :, documents.reads] for states in (query, key, value))
+    documents = documents or Documents((query.shape[2],))
     window = sliding_window if max(documents.lengths) > (sliding_window or math.inf) else None
     # One kernel for all: FlashAttention over uneven rows (arXiv 2307.08691).
     is_one = query.is_cuda and not dropout and query.dtype in (torch.float16, torch.bfloat16)
     mix = _together if is_one else partial(_one_by_one, dropout=dropout)
-    mixed = mix(query, key, value, documents.lengths, scale=scaling, window=window)
-    return (mixed if documents.writes is None else mixed[:, documents.writes]), None
+    rows = [_apart(states, documents) for states in (query, key, value)]
+    first, *others = mix(*rows, scale=scaling, window=window)
+    return torch.cat([first, *(mixed[:, documents.shared :] for mixed in others)], dim=1), None
+
+
+def _apart(states: torch.Tensor, documents: Documents) -> Sequence[torch.Tensor]:
+    """Return the states of each row, its beginning included, shape (1, heads, T, head_dim)."""
+    if not documents.shared:
+        return states.split(documents.lengths, dim=2)
+    beginning, *own = states.split([documents.shared, *documents.own], dim=2)
+    return [torch.cat([beginning, rest], dim=2) for rest in own]
 
 
 def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: Sequence[int],
+    query: Sequence[torch.Tensor],
+    key: Sequence[torch.Tensor],
+    value: Sequence[torch.Tensor],
     *,
     scale: float | None,
     window: int | None,
     dropout: float,
-) -> torch.Tensor:
-    """Return causal attention within each document, shape (1, T, heads, head_dim)."""
-    grouped = query.shape[1] != key.shape[1]
-    parts = (states.split(lengths, dim=2) for states in (query, key, value))
-    mixed = [
+) -> list[torch.Tensor]:
+    """Return causal attention within each row, shape (1, T, heads, head_dim)."""
+    return [
         functional.scaled_dot_product_attention(
             asked,
             keys,
@@ -223,11 +209,10 @@ def _one_by_one(
             dropout_p=dropout,
             is_causal=window is None,
             scale=scale,
-            enable_gqa=grouped,
+            enable_gqa=asked.shape[1] != keys.shape[1],
         ).transpose(1, 2)
-        for asked, keys, values in zip(*parts, strict=True)
+        for asked, keys, values in zip(query, key, value, strict=True)
     ]
-    return torch.cat(mixed, dim=1)
 
 
 def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
@@ -239,31 +224,30 @@ def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
 
 
 def _together(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: Sequence[int],
+    query: Sequence[torch.Tensor],
+    key: Sequence[torch.Tensor],
+    value: Sequence[torch.Tensor],
     *,
     scale: float | None,
     window: int | None,
-) -> torch.Tensor:
+) -> Sequence[torch.Tensor]:
     """Return the same out of one kernel, on CUDA in 16 bit."""
     from torch.nn.attention.varlen import varlen_attn
 
+    lengths = [one.shape[2] for one in query]
     ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    ends = ends.to(query.device, non_blocking=True)
-    longest = max(lengths)
+    ends = ends.to(query[0].device, non_blocking=True)
     mixed: Any = varlen_attn(
-        *(states[0].transpose(0, 1).contiguous() for states in (query, key, value)),
+        *(torch.cat(list(rows), dim=2)[0].transpose(0, 1) for rows in (query, key, value)),
         ends,
         ends,
-        longest,
-        longest,
+        max(lengths),
+        max(lengths),
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=query[0].shape[1] != key[0].shape[1],
     )
-    return mixed[None]
+    return list(mixed[None].split(lengths, dim=1))
 
 
 def attend_by_document(model: Any) -> None:

@@ -65,7 +65,7 @@ class FrozenNorm(torch.autograd.Function):
         wide = x.float()
         inverse = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return weight * (wide * inverse).to(x.dtype)
+        return (wide * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
     @once_differentiable
@@ -76,7 +76,7 @@ class FrozenNorm(torch.autograd.Function):
         weighted = (grad * weight).float()
         along = torch.linalg.vecdot(weighted, wide).unsqueeze(-1)
         along = along * inverse.pow(3) / -x.shape[-1]
-        return (weighted * inverse).addcmul_(wide, along).to(x.dtype), None, None
+        return weighted.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
 
 
 class GatedProduct(torch.autograd.Function):

@@ -124,7 +124,7 @@ class Loop(Resumable):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, announced as a pause between steps."""
-        with self._reporter.pause("checkpoint"):
+        with self._reporter.pause("snapshot"):
             super()._save_checkpoint(model, trial)
         self._reporter.go_on()
 

@@ -30,7 +30,7 @@ APP = secrets.token_hex(4)
 """Another one after each start of the app, so that an open tab notices."""
 MOST_POINTS = 2000
 LOG_BYTES = 12_000
-PHASES = ("train", "evaluate", "sample", "checkpoint", "save")
+PHASES = ("train", "evaluate", "sample", "snapshot", "save")
 """Stages whose time is told apart; all before the first step are one."""
 WORDS = (
     "loss", "smoothed", "held_out", "learning_rate", "grad_norm", "step", "raw", "samples", "log",
