@@ -65,8 +65,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def until(history: History, holds: Callable[[History], Any]) -> History:
     deadline = time.monotonic() + WAIT_S
     while not holds(history.update()):
-        log = history.folder.stdout.read_text(encoding="utf-8")
-        assert not history.is_over or holds(history.update()), log
+        log = history.folder.stdout
+        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
         assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
         time.sleep(0.05)
     return history
