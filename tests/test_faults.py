@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from lora_studio.recipe import Recipe
 from lora_studio.runs import checkpoints, process
-from lora_studio.runs.folder import WEIGHTS, create
+from lora_studio.runs.folder import WEIGHTS, RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
 from lora_studio.studio import Machine, Studio
@@ -48,6 +48,14 @@ def recipe(tiny_llama: Path, pairs: Path) -> Recipe:
         "training": {"max_steps": 100_000, "save_steps": 2},
     }  # fmt: skip
     return Recipe.from_dict(tree)
+
+
+@pytest.fixture(autouse=True)
+def no_run_goes_on(tmp_path: Path) -> Iterator[None]:
+    """End what a failed test leaves behind: another process started it, so nobody else does."""
+    yield
+    for file in tmp_path.glob("*/runs/*/process.json"):
+        process.end(RunFolder(file.parent), grace_s=0.5)
 
 
 @pytest.fixture
@@ -158,6 +166,7 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
     app.kill()
     os.kill(worker, signal.SIGKILL)
     app.wait()
+    assert not process.is_running(history.folder.process)
     until(history, lambda found: found.status == "lost")
     kept = history.resumable
     assert kept is not None
