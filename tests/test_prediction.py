@@ -594,7 +594,10 @@ def test_a_click_changes_nothing_that_no_button_offers(sent: Any) -> None:
     assert prediction_bar.chosen(SimpleNamespace(changes=sent)) == ()
 
 
-def test_how_good_a_prediction_is_is_said_where_it_was_measured() -> None:
+def test_how_good_a_prediction_is_is_said_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(memory.ERRORS, "cpu", (1.6, 3.5))
     said = prediction_bar.quality("cpu", english())
     assert all(f"{percent:g} %" in said for percent in memory.ERRORS["cpu"])
     assert prediction_bar.quality("cuda", english()) == english()("memory_quality_unknown")
