@@ -9,7 +9,8 @@ model in float32: LLaMA-Factory takes what the file has, and bfloat16 is many ti
 
 Tokens are those of the rows, padding not counted, over the time of all steps but the first; the
 start is from the process to the beginning of the first step. The held-out loss is measured by plain
-PEFT, row by row, on answers only, for all in the same way. Nobody evaluates or samples meanwhile.
+PEFT, row by row, on answers only, for all in the same way. Nobody evaluates; this program answers
+two prompts after the first step and after the last, which counts to its wall time only.
 Medians over the rounds; ratios are this program's to the other's.
 """
 
@@ -167,11 +168,23 @@ def race(name: str, task: Task, folder: Path, python: str) -> dict[str, float]:
 
 
 def our_times(folder: Path) -> tuple[float, list[float], str]:
-    """Return when steps began, when each ended, and where the adapter is, from the run's events."""
+    """Return when steps began, when each ended, and where the adapter is, from the run's events.
+
+    What comes between steps, the base's answers after the first one, is taken out of the ends.
+    """
     (run,) = (folder / "runs").iterdir()
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    stages = [event["time"] for event in events if event.get("stage") == "train"]
-    return stages[0], [e["time"] for e in events if e["event"] == "step"], str(run / "adapter")
+    first = next(at for at, event in enumerate(events) if event.get("stage") == "train")
+    ends, away_s, left = [], 0.0, None
+    for event in events[first:]:
+        if event["event"] == "step":
+            ends.append(event["time"] - away_s)
+        elif event.get("stage") == "train":
+            away_s += event["time"] - left if left else 0.0
+            left = None
+        elif event["event"] == "stage":
+            left = left or event["time"]
+    return events[first]["time"], ends, str(run / "adapter")
 
 
 def their_times(task: Task) -> tuple[float, list[float], str]:

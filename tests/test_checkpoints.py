@@ -219,6 +219,20 @@ def test_a_run_goes_on_to_the_same_bits(make: Make, resume: Resume, case: str) -
     assert after["tokens_seen"] == before["tokens_seen"]
 
 
+def test_a_pause_within_the_first_measurement_is_made_up_for(make: Make, resume: Resume) -> None:
+    whole = make()
+    whole.train()
+    broken = make()
+    pause(broken, 0, evaluating=True)
+    broken.train()
+    assert curve(broken.history)[1] == []
+    assert broken.folder.checkpoint_steps() == [1]
+    resumed = resume(broken)
+    resumed.train()
+    assert curve(resumed.history) == curve(whole.history)
+    assert resumed.adapter() == whole.adapter()
+
+
 @pytest.mark.parametrize("step", [4, 5])
 def test_an_epochs_end_and_a_later_epoch_are_as_good_a_place(
     make: Make, resume: Resume, step: int

@@ -150,7 +150,7 @@ def test_only_the_first_process_writes_events(together: History) -> None:
     kinds = [event["event"] for event in events]
     stages = list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage"))
     assert stages == [
-        "start", "tokenize", "load", "evaluate", "sample", "train", "snapshot", "save",
+        "start", "tokenize", "load", "train", "evaluate", "sample", "snapshot", "save",
     ]  # fmt: skip
     assert [kinds.count(kind) for kind in ("started", "saved", "finished")] == [1, 1, 1]
     assert kinds[-2:] == ["saved", "finished"]

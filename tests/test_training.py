@@ -362,6 +362,40 @@ def test_a_run_tells_all_it_does(build: Build) -> None:
     assert run.stages == ["tokenize", *["tokenize"] * run.stages[1:].count("tokenize"), "load"]
 
 
+@pytest.mark.parametrize(
+    "changes", [["training.eval_steps=2"], ["training.max_steps=1"], ["adapter.use_dora=true"]]
+)
+def test_what_a_run_starts_from_is_measured_later_and_is_the_same(
+    build: Build, changes: list[str]
+) -> None:
+    found = []
+    for beginning in ("before", "after"):
+        run = build(*changes, "adapter.lora_dropout=0.2", prompts=("Who?", "Where?"))
+        assert run.reporter._beginning == "after"
+        run.reporter._beginning = beginning
+        run.session.train()
+        kinds = [one["event"] for one in read_events(run.folder.events)[0]]
+        assert (kinds.index("step") < kinds.index("eval")) == (beginning == "after")
+        evals = [(event["step"], pytest.approx(event["loss"])) for event in run.events("eval")]
+        samples = [(event["step"], event["answer"]) for event in run.events("sample")]
+        trained = [one.clone() for one in run.model.parameters() if one.requires_grad]
+        found.append((evals, samples, run.losses(), run.trainer.state.best_global_step, trained))
+    (*said_before, before), (*said_after, after) = found
+    assert said_after == said_before
+    assert said_after[0][0][0] == 0
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("change", ["adapter.bias=lora_only", "adapter.init_lora_weights=pissa"])
+def test_a_start_that_changes_the_model_itself_is_measured_before(
+    build: Build, change: str
+) -> None:
+    run = build(change)
+    run.session.train()
+    kinds = [event["event"] for event in read_events(run.folder.events)[0]]
+    assert kinds.index("eval") < kinds.index("step")
+
+
 def test_a_checkpoint_is_an_adapter_that_asks_the_hub_for_nothing(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,8 @@ minutes; with 16 training comes out as good (peft 0.21.2, tuners/lora/config.py)
 
 PEFT_STARTS = {"gaussian": "gaussian", "pissa": f"pissa_niter_{POWERS}"}
 """Starts that PEFT makes itself; LoftQ and EVA take the default's place afterwards."""
+SWITCHED_OFF_STARTS = ("default", "gaussian", "eva")
+"""Starts with B of zeros: the new adapter does nothing yet, and switched off nothing ever."""
 LONG_STARTS = ("eva", "loftq", "pissa")
 """Starts that look at data or at every weight, and take their time."""
 
@@ -89,6 +91,14 @@ def lora_config(
         base_model_name_or_path=base,
         init_lora_weights=PEFT_STARTS.get(spec.init_lora_weights, True),
     )
+
+
+def begins_as_base(spec: AdapterSpec) -> bool:
+    """Return whether the model before the first step is what it is with the adapter switched off.
+
+    PEFT leaves trained bias vectors as they are when it switches an adapter off.
+    """
+    return spec.init_lora_weights in SWITCHED_OFF_STARTS and spec.bias == "none"
 
 
 def adapt(model: Any, config: LoraConfig, *, seed: int) -> PeftModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft.optimizers import create_loraplus_optimizer
 
 from lora_studio.recipe import Recipe
@@ -121,6 +122,12 @@ class Loop(Resumable):
         """Evaluate, announced as a pause between steps."""
         with self._reporter.pause("evaluate"):
             return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Have the model be its base inside the block."""
+        with extract_model_from_parallel(self.model).disable_adapter():
+            yield
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, announced as a pause between steps."""

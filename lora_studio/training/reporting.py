@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -18,6 +18,9 @@ from lora_studio.training import ranks
 from lora_studio.training.plan import ANSWER_TOKENS
 
 RECENT_STEPS = 20
+Beginning = Literal["before", "after", "known"]
+"""When the model is measured as it was before the first step: then, or after that step with the
+adapter switched off, so that nobody waits for it; or it was in the part of the run before."""
 
 
 class Stopped(Exception):  # noqa: N818 - a wish, not an error
@@ -40,7 +43,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._trainer: Any = None
         self._questions: dict[str, Any] = {}
         self._began = self._step_began = 0.0
-        self._has_begun = False
+        self._beginning: Beginning = "before"
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
         self._tokens_before = 0
@@ -50,7 +53,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.timed_out = False
 
     def attach(
-        self, trainer: Any, questions: Mapping[str, Any], *, usual_tokens: float = 0.0
+        self,
+        trainer: Any,
+        questions: Mapping[str, Any],
+        *,
+        usual_tokens: float = 0.0,
+        beginning: Beginning = "before",
     ) -> None:
         """Name the trainer and what else a run is reported with.
 
@@ -58,10 +66,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
             trainer: The trainer.
             questions: Prompts to answer, as typed, and as the trainer's `answers` takes them.
             usual_tokens: Mean tokens of an optimizer step, 0 if not known.
+            beginning: When to measure what the first step starts from.
         """
         self._trainer = trainer
         self._questions = dict(questions)
         self._usual_tokens = usual_tokens
+        self._beginning = beginning
 
     @property
     def stopping(self) -> bool:
@@ -78,13 +88,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
             raise Stopped
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Answer the prompts and measure the held-out rows before the first step."""
+        """Measure the model as it is before the first step, if that cannot come later."""
         self._began = self._began or time.monotonic()
-        if not state.global_step and not self._has_begun:  # else it goes on from a checkpoint
-            if self._trainer.eval_dataset is not None:
-                self._trainer.evaluate()
-            self._sample(step=0)
-            self._has_begun = True
+        if self._beginning == "before" or state.global_step:
+            self._measure_beginning(state, control)
         self.go_on()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -121,6 +128,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._write_eval(state.global_step, logs)
         elif "loss" in logs:
             self._write_step(state, logs)
+            if self._beginning == "after":
+                self._measure_beginning(state, control)
+                self.go_on()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an evaluation inside the run, answer the prompts again."""
@@ -140,6 +150,23 @@ class Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         start = time.monotonic()
         yield
         self._pauses_s += time.monotonic() - start
+
+    def _measure_beginning(self, state: Any, control: Any) -> None:
+        """Measure the held-out rows and answer the prompts as of step 0, unless that is done."""
+        if self._beginning == "known":
+            return
+        step, wish = state.global_step, control.should_evaluate
+        is_late = self._beginning == "after"
+        state.global_step = 0
+        try:
+            with self._trainer.without_adapter() if is_late else nullcontext():
+                if self._trainer.eval_dataset is not None:
+                    self._trainer.evaluate()
+                self._sample(step=0)
+        finally:
+            # The library takes an evaluation for the one that this step may be due for.
+            state.global_step, control.should_evaluate = step, wish
+        self._beginning = "known"
 
     def _write_step(self, state: Any, logs: dict[str, Any]) -> None:
         recent_s = sum(self._step_s[-RECENT_STEPS:])

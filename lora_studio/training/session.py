@@ -34,6 +34,7 @@ from lora_studio.training.adapting import (
     LONG_STARTS,
     Start,
     adapt,
+    begins_as_base,
     cast_trained,
     initialise,
     lora_config,
@@ -48,7 +49,7 @@ from lora_studio.training.plan import Plan, evenly, make_plan
 from lora_studio.training.questions import questions
 from lora_studio.training.rehearsal import Rehearsal
 from lora_studio.training.remedies import Remedies
-from lora_studio.training.reporting import Reporter, Stopped
+from lora_studio.training.reporting import Beginning, Reporter, Stopped
 from lora_studio.training.resuming import adapt_again, refuse_other_data
 from lora_studio.training.saving import save_adapter
 from lora_studio.training.shrinking import train_within_memory
@@ -165,6 +166,7 @@ class Session:
             # To write with a model that is cut, all processes would have to write the same.
             {} if self._is_cut else questions(recipe, report, tokenizer, info),
             usual_tokens=rows * report.tokens / report.trained_rows,
+            beginning=self._beginning(folder),
         )
         if not remedies.has_plenty():
             Rehearsal.put_first(self._trainer, events, remedies.less_memory)
@@ -258,6 +260,15 @@ class Session:
         if reasons:
             raise RecipeError.of(reasons)
         return info.as_classifier(FEWEST_LABELS)
+
+    def _beginning(self, folder: RunFolder) -> Beginning:
+        """Return when to measure what the first step starts from."""
+        can_wait = begins_as_base(self._recipe.adapter) and not self._is_cut
+        if self._start_step is None:
+            return "after" if can_wait else "before"
+        history = History(folder).update()
+        is_known = any(not entry["step"] for entry in (*history.evals, *history.samples))
+        return "known" if is_known or not can_wait else "after"
 
     @property
     def _is_cut(self) -> bool:
