@@ -284,6 +284,35 @@ def test_a_way_that_gives_another_loss_is_taken_back(
     assert_same(summed_loss(net, engine.collator(rows())), net, by_the_library(net, rows()))
 
 
+def test_layers_that_forget_an_adapter_are_caught_before_it_has_learned_anything(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_studio.training import fused
+
+    monkeypatch.setitem(fused._FORWARD, "adapted", lambda layer, x: layer.get_base_layer()(x))
+    net = adapted(tiny_llama)
+    trained = [one for name, one in net.named_parameters() if "lora_B" in name]
+    for one in trained:
+        torch.nn.init.zeros_(one)
+    drawn = torch.get_rng_state()
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
+    assert engine.packing and not engine.fused
+    assert trained and not any(one.any() for one in trained)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_long_rows_are_compared_by_both_their_ends(tiny_llama: Path) -> None:
+    net, seen = adapted(tiny_llama), []
+    hook = net.get_base_model().model.register_forward_pre_hook(
+        lambda *given: seen.append(given[2]["input_ids"].numel()), with_kwargs=True
+    )
+    long = [{"input_ids": [1] * 90 + [2] * 10, "labels": [-100] * 95 + [2] * 5} for _ in range(3)]
+    engine = choose_engine(net, long, TrainingSpec(), precision="fp32", autocast=None, padding=3)
+    hook.remove()
+    assert engine.packing and engine.fused
+    assert max(seen) == 3 * 48
+
+
 def test_a_model_that_says_no_is_padded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = adapted(tiny_llama)
     base = net.get_base_model()

@@ -7,7 +7,8 @@ it does not, it is taken back, and the run goes the library's way. No run is qui
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,12 +24,17 @@ from lora_studio.training.documents import (
     attend_by_document,
 )
 from lora_studio.training.fused import fuse, separate
+from lora_studio.training.randomness import undrawn
 from lora_studio.training.writing import summed_loss
 
 log = logging.getLogger(__name__)
 
 NARROW = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AWAKE = 0.02
+"""Standard deviation of the B that an adapter is compared with."""
 COMPARED_ROWS = 3
+COMPARED_TOKENS = 24
+"""Of a row from either end: its arithmetic is that of a longer one, and a start waits for it."""
 LOOKED_AT_ROWS = 64
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2, "nf4": 1e-2, "int8": 2e-2}
 """Relative difference of the losses that rounding explains, by the frozen weights' format."""
@@ -84,7 +90,7 @@ def choose_engine(
         padding: Token id to pad with.
     """
     plain = plain_engine(padding)
-    some = _shortest(rows)
+    some = [_cut(row) for row in _shortest(rows)]
     expected = _loss(model, plain.collator(some), autocast)
     for packs, fuses in ((True, True), (False, True), (True, False)):
         if packs > spec.packing or fuses > spec.fused_layers:
@@ -127,6 +133,35 @@ def _shortest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(labelled or first, key=lambda row: len(row["input_ids"]))[:COMPARED_ROWS]
 
 
+def _cut(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row's beginning, which others may share, and its end, which is learned."""
+    if len(row["input_ids"]) <= 2 * COMPARED_TOKENS:
+        return row
+    cut = {
+        name: [*row[name][:COMPARED_TOKENS], *row[name][-COMPARED_TOKENS:]]
+        for name in ("input_ids", "labels")
+    }
+    return cut if max(cut["labels"][1:]) >= 0 else row
+
+
+@contextmanager
+def _awake(model: Any) -> Iterator[None]:
+    """Have a new adapter, whose B is zeros, change something inside the block."""
+    asleep = [
+        one
+        for name, one in model.named_parameters()
+        if ".lora_B." in name and one.requires_grad and not one.any()
+    ]
+    with undrawn():
+        for one in asleep:
+            nn.init.normal_(one, std=AWAKE)
+    try:
+        yield
+    finally:
+        for one in asleep:
+            nn.init.zeros_(one)
+
+
 @torch.no_grad()
 def _loss(model: Any, batch: Mapping[str, Any], autocast: str | None) -> float:
     """Return the mean loss of a batch; the model is left in the mode it was in."""
@@ -136,7 +171,10 @@ def _loss(model: Any, batch: Mapping[str, Any], autocast: str | None) -> float:
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(model.device.type, NARROW.get(autocast), enabled=autocast is not None):
+        narrow = torch.autocast(
+            model.device.type, NARROW.get(autocast), enabled=autocast is not None
+        )
+        with _awake(model), narrow:
             return float(summed_loss(model, here)) / max(len(here["labels"]), 1)
     finally:
         model.train(was_training)
