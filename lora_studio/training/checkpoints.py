@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from lora_studio.runs.folder import LAST_WRITTEN, WEIGHTS, RunFolder
 from lora_studio.training.randomness import RandomStates
 
 log = logging.getLogger(__name__)
+
+OF_MEASURING = ("log_history", "best_metric", "best_global_step")
+"""What an evaluation changes of the trainer's state."""
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -48,6 +52,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._patience = patience
         self._needs = [] if initial is None else [initial / WEIGHTS]
         self._random: RandomStates | None = None
+        # Where memory runs out, a run goes on from the same checkpoint in the same process.
+        self._made_up: dict[int, dict[str, Any]] = {}
 
     @classmethod
     def put_on(cls, trainer: Any, *about: Any, **more: Any) -> None:
@@ -79,8 +85,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return
         self._trainer.count_from(state.num_input_tokens_seen)
         is_due = self._trainer.eval_dataset is not None and step % state.eval_steps == 0
-        if is_due and step not in _measured(state):
-            self._trainer.measure()
+        if not is_due or step in _measured(state):
+            return
+        if step in self._made_up:
+            vars(state).update(self._made_up[step])
+            return
+        self._trainer.measure()
+        self._made_up[step] = {name: copy(getattr(state, name)) for name in OF_MEASURING}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the random states after each whole step: a stop may come within the next."""
