@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpx2
 import pytest
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, file_download
+from local_hub import Hub
+from safetensors.torch import load_file, save_file
 
 from lora_studio.errors import ModelError
 from lora_studio.models import hub, sources, starter
@@ -21,70 +23,6 @@ from lora_studio.models.sources import hub_name, local_models, resolve
 from lora_studio.settings import Settings
 
 TOKEN = "hf_thisIsASecret"
-SHA = "a" * 40
-
-
-class Hub(ThreadingHTTPServer):
-    """Answers as huggingface.co does for one repository, `owner/name`, made of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.folder = folder
-        self.refusal: tuple[int, str] | None = None
-        self.asked: list[str] = []
-        self.tokens: set[str | None] = set()
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return {
-            str(file.relative_to(self.folder)): file.read_bytes()
-            for file in sorted(self.folder.rglob("*"))
-            if file.is_file()
-        }
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append(path)
-        self.server.tokens.add(self.headers.get("Authorization"))
-        if self.server.refusal is not None:
-            status, code = self.server.refusal
-            self.answer(b"", status, {"X-Error-Code": code} if code else {})
-        elif path.startswith("/api/models/owner/name/tree/"):
-            files = self.server.files
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40}
-                for name, data in files.items()
-            ]
-            self.answer(json.dumps(tree).encode())
-        elif path.startswith("/api/models/owner/name"):
-            info = {"id": "owner/name", "sha": SHA}
-            info["siblings"] = [{"rfilename": name} for name in self.server.files]
-            self.answer(json.dumps(info).encode())
-        elif path.startswith("/owner/name/resolve/"):
-            self.answer(self.server.files[path.partition(f"{SHA}/")[2]])
-        else:
-            self.answer(b"", 404, {"X-Error-Code": "RepoNotFound"})
-
-    def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hash(body):x}"')
-        self.send_header("X-Repo-Commit", SHA)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args) -> None:
-        """Keep the test's output clean."""
 
 
 @pytest.fixture
@@ -101,19 +39,16 @@ def repository(tiny_llama, tmp_path) -> Path:
 @pytest.fixture
 def local_hub(repository, tmp_path, monkeypatch) -> Iterator[Hub]:
     server = Hub(repository)
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
         constants,
         "HUGGINGFACE_CO_URL_TEMPLATE",
-        url + "/{repo_id}/resolve/{revision}/{filename}",
+        server.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.go_away()
 
 
 @pytest.fixture
@@ -162,6 +97,60 @@ def test_what_was_fetched_once_is_used_when_the_hub_is_gone(local_hub, online, m
     first = resolve("owner/name", online)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("owner/name", online) == first
+
+
+@pytest.fixture
+def breaking(local_hub, repository, tiny_llama) -> Path:
+    """The second of two files of weights, in whose middle the connection breaks."""
+    weights = load_file(tiny_llama / "model.safetensors")
+    parts = {name: f"model-0000{1 + place % 2}-of-00002.safetensors"
+             for place, name in enumerate(sorted(weights))}  # fmt: skip
+    for part in set(parts.values()):
+        held = {name: weights[name] for name, place in parts.items() if place == part}
+        save_file(held, repository / part, {"format": "pt"})
+    (repository / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": parts}
+    (repository / "model.safetensors.index.json").write_text(json.dumps(index))
+    second = repository / "model-00002-of-00002.safetensors"
+    local_hub.breaks_at = (second.name, second.stat().st_size // 2)
+    return second
+
+
+def test_a_download_that_breaks_off_is_never_taken_for_a_model(
+    local_hub, online, breaking, monkeypatch
+):
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # before it tries again
+    offline = Settings(home=online.home, offline=True)
+    for settings in (online, online, offline):
+        with pytest.raises(ModelError) as caught:
+            resolve("owner/name", settings)
+        assert caught.value.key == "model.no_network"
+    local_hub.come_back()
+    folder = resolve("owner/name", online)
+    assert (folder / breaking.name).read_bytes() == breaking.read_bytes()
+    assert resolve("owner/name", offline) == folder
+
+
+def test_what_an_ended_download_left_is_removed_once_it_is_nobodys(local_hub, online):
+    blobs = resolve("owner/name", online).parents[1] / "blobs"
+    left, written = blobs / "a.1.incomplete", blobs / "b.2.incomplete"
+    for file in (left, written):
+        file.write_bytes(b"half")
+    long_ago = time.time() - hub.ABANDONED_S - 1
+    os.utime(left, (long_ago, long_ago))
+    resolve("owner/name", online)
+    assert not left.exists()
+    assert written.exists()
+
+
+def test_a_download_whose_connection_breaks_once_comes_to_its_end(
+    local_hub, online, breaking, monkeypatch
+):
+    local_hub.is_leaving = False
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # before it tries again
+    folder = resolve("owner/name", online)
+    assert (folder / breaking.name).read_bytes() == breaking.read_bytes()
+    assert local_hub.sent.count(breaking.name) == 2
 
 
 def test_a_model_never_fetched_needs_the_network(local_hub, online, monkeypatch):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from lora_studio.errors import ModelError
@@ -34,6 +37,8 @@ DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "voca
 # Subfolders hold ONNX and original checkpoints; `consolidated` is Mistral's second copy.
 IGNORED = ("*/*", "consolidated*")
 ANSWER_WITHIN_S = 5.0
+ABANDONED_S = 3600.0
+"""A file to which a download added nothing for so long is nobody's."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -76,6 +81,7 @@ def fetch(
         # Such a token would be quoted in full by the HTTP library's own exception.
         raise ModelError("model.token_malformed")
     with translated(repository):
+        _drop_abandoned(repository)
         is_local = offline or not _has_safetensors(repository, token)
         folder = huggingface_hub.snapshot_download(
             repository,
@@ -87,6 +93,15 @@ def fetch(
             tqdm_class=_reporter(on_progress),
         )
     return Path(folder)
+
+
+def _drop_abandoned(repository: str) -> None:
+    """Remove what downloads left half written that were ended by force; none goes on with it."""
+    name = repo_folder_name(repo_id=repository, repo_type="model")
+    for file in Path(constants.HF_HUB_CACHE, name, "blobs").glob("*.incomplete"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
 
 
 def _has_safetensors(repository: str, token: str | Literal[False] | None) -> bool:
