@@ -169,16 +169,16 @@ def our_step(setting: Setting, model: Any, device: str) -> Callable[[list[Any]],
     loss_of = torch.compile(summed_loss, dynamic=True) if setting.way == "compiled" else summed_loss
     autocast = torch.autocast(device, torch.bfloat16, enabled=setting.precision != "fp32")
 
-    def step(rows: list[Any]) -> Any:
+    def our_loss(rows: list[Any]) -> Any:
         batch = {
             name: part.to(device) if hasattr(part, "to") else part
             for name, part in collate(rows).items()
         }
+        return loss_of(model, batch) / len(batch["labels"])
+
+    def step(rows: list[Any]) -> Any:
         with autocast:
-            if setting.way == "PEFT":
-                loss = library_loss(model, rows, device)
-            else:
-                loss = loss_of(model, batch) / len(batch["labels"])
+            loss = library_loss(model, rows, device) if setting.way == "PEFT" else our_loss(rows)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -27,7 +27,6 @@ CGROUP = Path("/sys/fs/cgroup")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 MIB = 1 << 20
 
-
 QUANTISED = ("nf4", "int8")
 """Number formats of weights that are unpacked to be computed with."""
 

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Final, Literal, Self
 
 import yaml
@@ -44,6 +45,7 @@ ChatTemplateName = Literal[
 ]
 BiasName = Literal["none", "all", "lora_only"]
 InitName = Literal["default", "gaussian", "eva", "loftq", "pissa"]
+SamplingName = Literal["group_by_length", "random"]
 SchedulerName = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 StrategyName = Literal["ddp", "fsdp"]
@@ -220,6 +222,12 @@ class TrainingSpec:
     padded."""
     fused_layers: bool = True
     """Compute adapters, norms and feed-forwards in fewer passes; the same loss and gradients."""
+    train_sampling_strategy: SamplingName = "group_by_length"
+    """Order of rows that are padded: `group_by_length` has rows of about the same length in a step,
+    so that little is computed for padding; `random` any. Packed rows are in any order."""
+    torch_compile: bool = False
+    """Compile the model's layers before the first step; the same loss and gradients. Where that
+    fails, the run goes on without."""
     auto_find_batch_size: bool = False
     """Where memory runs out, go on with half the rows per forward pass and twice the passes, so the
     same rows per optimizer step. Not where several processes train together."""
@@ -505,7 +513,7 @@ def _build(kind: Any, tree: Any, *, at: str, problems: list[StudioError]) -> Any
             StudioError("recipe.not_a_section", name=at[:-1] or "recipe", value=BRIEF.repr(tree))
         )
         return kind()
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = [entry.name for entry in fields(kind)]
     problems.extend(
         StudioError("recipe.unknown", name=f"{at}{name}", known=", ".join(sorted(known)))
@@ -528,6 +536,12 @@ def _build(kind: Any, tree: Any, *, at: str, problems: list[StudioError]) -> Any
                 )
             )
     return kind(**values)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a section's settings; to work them out takes longer than all else."""
+    return typing.get_type_hints(kind)
 
 
 def _fit(value: Any, hint: Any) -> Any:

@@ -197,7 +197,7 @@ def test_no_labelled_token_is_a_finite_zero(tiny_llama: Path) -> None:
     ],
 )
 def test_a_beginning_is_shared_if_it_is_long_enough(lists: list[list[int]], count: int) -> None:
-    assert shared_beginning([torch.tensor(ids) for ids in lists]) == count
+    assert shared_beginning(lists) == count
 
 
 def test_a_sliding_window_is_kept_within_each_row(tiny_llama: Path) -> None:

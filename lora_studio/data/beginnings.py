@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from lora_studio.data import templates
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 LONGEST_TAIL = 64
 """Characters after a special token that are worth remembering as tokens."""
+
+
+def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """Return with how many tokens all of these rows begin."""
+    alike = (len(set(tokens)) == 1 for tokens in zip(*rows, strict=False))
+    return sum(takewhile(bool, alike))
 
 
 class Beginnings:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.data import classes, templates
+from lora_studio.data.beginnings import shared_tokens
 from lora_studio.data.cache import Cache
 from lora_studio.data.checking.findings import Finding, Findings, stop_at
 from lora_studio.data.encoding import pieces
@@ -120,10 +121,7 @@ def _shared_tokens(rows: Rows) -> int:
     """Return how many tokens rows taken evenly from all begin with, one row alone with none."""
     count = min(len(rows), COMPARED_ROWS)
     some = [rows[at * len(rows) // count].input_ids for at in range(count)]
-    if count < 2:
-        return 0
-    same = [len(set(tokens)) == 1 for tokens in zip(*some, strict=False)]
-    return [*same, False].index(False)
+    return shared_tokens(some) if count > 1 else 0
 
 
 def _temporary(filling: Filling) -> Store:

@@ -21,7 +21,7 @@ from lora_studio.models.description import HEAD_STD, ModelInfo
 from lora_studio.models.sources import hub_name
 from lora_studio.recipe import ALL_LINEAR, Recipe, TaskName
 from lora_studio.settings import STARTER
-from lora_studio.training.plan import ANSWER_ROWS, EVALS_PER_RUN, PAUSES
+from lora_studio.training.plan import ANSWER_ROWS, EVALS_PER_RUN, PAUSES, POOL
 from lora_studio.wording import ASSETS, say
 
 TEMPLATES = {
@@ -74,6 +74,8 @@ def write_script(
         head_std=HEAD_STD,
         adapter=recipe.adapter,
         training=recipe.training,
+        grouped=_is_grouped(recipe),
+        pool=POOL,
         keeps_best=recipe.training.load_best_model_at_end,
         seed=recipe.seed,
         targets=_targets(recipe, info),
@@ -90,6 +92,13 @@ def write_script(
         versions=", ".join(_pinned(libraries)),
     )
     return text.strip() + "\n"
+
+
+def _is_grouped(recipe: Recipe) -> bool:
+    """Say whether rows are learned by length; the run decides it once it knows that it pads."""
+    training = recipe.training
+    pads = recipe.task_type == "SEQ_CLS" or not training.packing
+    return pads and training.train_sampling_strategy == "group_by_length"
 
 
 def comment(text: str, indent: int = 0) -> str:

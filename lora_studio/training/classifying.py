@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import EvalPrediction, TrainingArguments
 
 from lora_studio.recipe import Recipe
+from lora_studio.training.compiled import as_written
 from lora_studio.training.loop import Loop, arguments
 from lora_studio.training.plan import Plan
 
@@ -73,7 +74,7 @@ class Classifier(Loop):
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), as_written(self.model):
                 logits = self.model(**here, use_cache=False).logits.float()
         finally:
             self.model.train(was_training)

@@ -19,7 +19,9 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
+from lora_studio.data.beginnings import shared_tokens
 from lora_studio.data.encoding import IGNORE_INDEX
+from lora_studio.training.kernels import kernel_for
 
 ATTENTION = "lora_studio_documents"
 WORTH_SHARING = 4
@@ -64,7 +66,7 @@ class EndToEnd:
             `documents`; and `tokens`, the rows' own.
         """
         ids = [torch.as_tensor(row["input_ids"]).long() for row in rows]
-        shared = shared_beginning(ids) if self.shares else 0
+        shared = shared_beginning([row["input_ids"] for row in rows]) if self.shares else 0
         # The first row stands there whole, of the others what comes after the beginning.
         starts, at = [], 0
         for number, row in enumerate(ids):
@@ -119,17 +121,13 @@ class Padded:
         }
 
 
-def shared_beginning(rows: Sequence[torch.Tensor]) -> int:
+def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all rows begin with, 0 if that is not worth sharing.
 
     Every row keeps at least one token of its own.
     """
     most = min(len(row) for row in rows) - 1
-    if len(rows) < 2 or most < WORTH_SHARING:
-        return 0
-    first = rows[0][:most]
-    same = torch.stack([row[:most] == first for row in rows[1:]]).all(0)
-    count = most if bool(same.all()) else int(same.int().argmin())
+    count = min(shared_tokens(rows), most) if len(rows) > 1 else 0
     return count if count >= WORTH_SHARING else 0
 
 
@@ -232,20 +230,15 @@ def _together(
     window: int | None,
 ) -> Sequence[torch.Tensor]:
     """Return the same out of one kernel, on CUDA in 16 bit."""
-    from torch.nn.attention.varlen import varlen_attn
-
     lengths = [one.shape[2] for one in query]
     ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     ends = ends.to(query[0].device, non_blocking=True)
-    mixed: Any = varlen_attn(
+    mixed = kernel_for(query[0].device).mix(
         *(torch.cat(list(rows), dim=2)[0].transpose(0, 1) for rows in (query, key, value)),
         ends,
-        ends,
-        max(lengths),
         max(lengths),
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query[0].shape[1] != key[0].shape[1],
+        window=window,
     )
     return list(mixed[None].split(lengths, dim=1))
 

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from lora_studio.data.encoding import IGNORE_INDEX
+from lora_studio.errors import RunError
 from lora_studio.recipe import TrainingSpec
+from lora_studio.training.compiled import compile_layers
 from lora_studio.training.documents import (
     EndToEnd,
     Padded,
@@ -24,6 +26,7 @@ from lora_studio.training.documents import (
     attend_by_document,
 )
 from lora_studio.training.fused import fuse, separate
+from lora_studio.training.kernels import kernel_for
 from lora_studio.training.randomness import undrawn
 from lora_studio.training.writing import summed_loss
 
@@ -52,8 +55,14 @@ class Engine:
     """Whether what all rows of a batch begin with is computed once."""
     fused: Mapping[str, int] = field(default_factory=dict)
     """How many layers of which kind."""
+    attention: str = "sdpa"
+    """What attends: torch's function for rows one by one or padded, or a kernel for all."""
     difference: float = 0.0
     """Of the loss from the library's own, relative; measured on the run's rows."""
+    grouped: bool = False
+    """Whether rows of about the same length are learned in the same step."""
+    compile_s: float | None = None
+    """Seconds that compiling the layers took; None where they are not compiled."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the run's `started` event says of it."""
@@ -61,7 +70,10 @@ class Engine:
             "packing": self.packing,
             "shares_beginning": self.shares_beginning,
             "fused": dict(self.fused),
+            "attention": self.attention,
             "difference": self.difference,
+            "grouped": self.grouped,
+            "compile_s": self.compile_s,
         }
 
 
@@ -96,7 +108,7 @@ def choose_engine(
         if packs > spec.packing or fuses > spec.fused_layers:
             continue
         try:
-            found = _put_in_place(model, packs=packs, fuses=fuses, plain=plain)
+            found = _put_in_place(model, packs=packs, fuses=fuses, plain=plain, autocast=autocast)
             loss = _loss(model, found.collator(some), autocast)
             difference = abs(loss - expected) / max(expected, 1e-6)
         # What a model says to batches or to an attention that it does not know.
@@ -111,14 +123,55 @@ def choose_engine(
     return plain
 
 
-def _put_in_place(model: Any, *, packs: bool, fuses: bool, plain: Engine) -> Engine:
+def compile_engine(engine: Engine, trainer: Any, *, precision: str, autocast: str | None) -> Engine:
+    """Compile a model's layers, in place of those put together by hand; return what it is then.
+
+    What is put together by hand is another object in each layer: each would be compiled apart.
+
+    Args:
+        engine: What was chosen.
+        trainer: The `Loop` that is about to train.
+        precision: Number format of the frozen weights.
+        autocast: As in `Plan`.
+
+    Raises:
+        RunError: If it does not work here; the model computes as it did before.
+    """
+    model = trainer.model
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(model.device.type, NARROW.get(autocast), enabled=autocast is not None):
+            return trainer.loss_of_some()
+
+    separate(model)
+    try:
+        seconds = compile_layers(model, loss, tolerance=TOLERANCE[precision])
+    except RunError:
+        if engine.fused:
+            fuse(model)
+        raise
+    compiled = replace(engine, fused={}, compile_s=round(seconds, 1))
+    log.info("engine: %s", compiled)
+    return compiled
+
+
+def _put_in_place(
+    model: Any, *, packs: bool, fuses: bool, plain: Engine, autocast: str | None
+) -> Engine:
     fused = fuse(model) if fuses else {}
     if not packs:
         return replace(plain, fused=fused)
     attend_by_document(model)
+    has_kernel = autocast is not None and model.device.type == "cuda"
     # Dropout draws anew for each row: a beginning that is read once would be dropped out once.
     shares = not any(isinstance(part, nn.Dropout) and part.p for part in model.modules())
-    return Engine(collator=EndToEnd(shares), packing=True, shares_beginning=shares, fused=fused)
+    return Engine(
+        collator=EndToEnd(shares),
+        packing=True,
+        shares_beginning=shares,
+        fused=fused,
+        attention=kernel_for(model.device).name if has_kernel else plain.attention,
+    )
 
 
 def _take_back(model: Any) -> None:

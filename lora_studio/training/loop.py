@@ -14,6 +14,8 @@ from accelerate.utils import extract_model_from_parallel
 from peft.optimizers import create_loraplus_optimizer
 
 from lora_studio.recipe import Recipe
+from lora_studio.training.compiled import as_written
+from lora_studio.training.grouping import ByLength, lengths_of
 from lora_studio.training.plan import Plan
 from lora_studio.training.reporting import Reporter
 from lora_studio.training.resumable import Resumable
@@ -78,6 +80,7 @@ class Loop(Resumable):
         reporter: Told of every step, evaluation and answer.
         loraplus_lr_ratio: As in the recipe.
         initial: PiSSA's untrained adapter, as `saving.write_adapter` takes it.
+        grouped: Whether rows of about the same length are learned in the same step.
         arguments: What the library's trainer takes.
     """
 
@@ -90,11 +93,13 @@ class Loop(Resumable):
         reporter: Reporter,
         loraplus_lr_ratio: float | None,
         initial: Path | None,
+        grouped: bool,
         **arguments: Any,
     ) -> None:
         self._reporter = reporter
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._initial = initial
+        self._grouped = grouped
         super().__init__(callbacks=[reporter], **arguments)
 
     @abstractmethod
@@ -118,15 +123,37 @@ class Loop(Resumable):
         )
         return self.optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of the rows, which a run that goes on finds again."""
+        if not self._grouped:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.accelerator.num_processes
+        return ByLength(
+            lengths_of(self.train_dataset),
+            together=args.per_device_train_batch_size * passes,
+            seed=args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, announced as a pause between steps."""
-        with self._reporter.pause("evaluate"):
+        with self._reporter.pause("evaluate"), as_written(self.model):
             return super().evaluate(*args, **kwargs)
+
+    def loss_of_some(self) -> torch.Tensor:
+        """Return the loss of a batch as it is trained, a scalar tensor; nothing is counted."""
+        rows = range(min(self.args.per_device_train_batch_size, len(self.train_dataset)))
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[at] for at in rows]))
+        with self.uncounted():
+            loss: torch.Tensor = self.compute_loss(self.model, batch)
+        return loss
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Have the model be its base inside the block."""
-        with extract_model_from_parallel(self.model).disable_adapter():
+        model = extract_model_from_parallel(self.model)
+        with as_written(model), model.disable_adapter():
             yield
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -25,6 +25,9 @@ ANSWER_ROWS = {"cpu": 4, "mps": 20, "cuda": 80}
 """To answer them takes as long as to train so many rows of a hundred tokens. CPU: 50 to 60 ms a
 token beside 150 tokens trained a second (starter model); the others are guesses."""
 WORTH_TRAINING_STEPS = 50
+POOL = 50
+"""Steps whose rows are sorted by length together, as in transformers' own grouping: each row has
+some hundred others to be beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,27 @@ from safetensors.torch import load_file
 from lora_studio.data.report import Report
 from lora_studio.errors import RunError
 from lora_studio.runs.folder import WEIGHTS, RunFolder
+from lora_studio.runs.history import History
 from lora_studio.training.adapting import ADAPTER, PEFT_STARTS, adapt, adapted_layers
 
 SAME = ("fingerprint", "trained_rows", "eval_rows", "tokens")
 """What of a report tells that its rows are those of another."""
+
+
+def refuse_other_base(folder: RunFolder, fingerprint: str, *, base: str) -> None:
+    """Compare the base's weights with those that the run began with, where it noted them.
+
+    Args:
+        folder: The run.
+        fingerprint: What `models.fingerprint` says of the base now.
+        base: Its name.
+
+    Raises:
+        RunError: If they are others: what was learned belongs to the old ones.
+    """
+    before = History(folder).update().plan.get("base_fingerprint", fingerprint)
+    if before != fingerprint:
+        raise RunError("run.base_changed", run=folder.id, base=base)
 
 
 def refuse_other_data(folder: RunFolder, report: Report) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from lora_studio.hardware import precision_reason, probe, resolve_precision
 from lora_studio.methods import problems, rank_problems
 from lora_studio.models.accounting import unsortable
 from lora_studio.models.description import ModelInfo
+from lora_studio.models.fingerprint import weights_fingerprint
 from lora_studio.models.inspection import inspect_model
-from lora_studio.models.loading import load_classifier, load_model, load_tokenizer
+from lora_studio.models.loading import load_classifier, load_model, load_tokenizer, reading
 from lora_studio.models.sources import hub_name, resolve
 from lora_studio.models.targets import selected, target_modules
 from lora_studio.prediction.workload import FEWEST_LABELS, Workload
@@ -42,7 +43,7 @@ from lora_studio.training.adapting import (
 from lora_studio.training.card import model_card
 from lora_studio.training.checkpoints import Checkpoints
 from lora_studio.training.classifying import Classifier, classifier_arguments
-from lora_studio.training.engine import Engine, choose_engine, plain_engine
+from lora_studio.training.engine import Engine, choose_engine, compile_engine, plain_engine
 from lora_studio.training.failures import out_of_memory, telling_of_memory
 from lora_studio.training.loop import Loop
 from lora_studio.training.plan import Plan, evenly, make_plan
@@ -50,7 +51,7 @@ from lora_studio.training.questions import questions
 from lora_studio.training.rehearsal import Rehearsal
 from lora_studio.training.remedies import Remedies
 from lora_studio.training.reporting import Beginning, Reporter, Stopped
-from lora_studio.training.resuming import adapt_again, refuse_other_data
+from lora_studio.training.resuming import adapt_again, refuse_other_base, refuse_other_data
 from lora_studio.training.saving import save_adapter
 from lora_studio.training.shrinking import train_within_memory
 from lora_studio.training.watchdogs import Watchdogs
@@ -112,6 +113,7 @@ class Session:
                 token=self._settings.hub_token,
                 on_progress=self._stage,
             )
+        fingerprint = self._identified(model_folder, folder)
         info = self._described(inspect_model(model_folder, recipe.model.source))
         targets = self._targets(info, precision, hardware.device)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
@@ -132,7 +134,7 @@ class Session:
             hardware,
             precision=precision,
             info=info,
-            work=Workload.of(recipe, prepared.report.to_dict()),
+            work=Workload.of(recipe, remedies.report),
             train_rows=len(prepared.train),
             eval_rows=len(prepared.evaluation),
         )
@@ -149,6 +151,8 @@ class Session:
         if recipe.training.report_to:
             trackers.prepare(folder.path, self._settings)
         self._trainer = self._make_trainer(adapted, prepared, plan, folder, reporter)
+        if recipe.training.torch_compile and self._engine:
+            self._engine = self._compile(self._engine, plan)
         tracking.keep_apart(self._trainer, events)
         Checkpoints.put_on(
             self._trainer,
@@ -184,6 +188,7 @@ class Session:
             reason=precision_reason(precision, hardware),
             device_name=hardware.device_name,
             base=self._base,
+            base_fingerprint=fingerprint,
             target_modules=targets,
             trainable_parameters=trainable,
             total_parameters=total,
@@ -247,6 +252,14 @@ class Session:
     def _stage_now(self) -> str:
         history = History(self._folder).update() if self._folder else None
         return str(history.stage.get("stage", "")) if history else ""
+
+    def _identified(self, base: Path, folder: RunFolder) -> str:
+        """Return what tells the base's weights from others; refuse others than the run's own."""
+        with reading(base):
+            fingerprint = weights_fingerprint(base)
+        if self._start_step is not None:
+            refuse_other_base(folder, fingerprint, base=self._base)
+        return fingerprint
 
     def _described(self, info: ModelInfo) -> ModelInfo:
         """Return the model as it is trained; of a head over classes the size is not known yet.
@@ -360,15 +373,20 @@ class Session:
         if plan.eval_rows:
             held_out = prepared.to_dataset(folder.data, "evaluation")
             held_out = held_out.select(evenly(len(held_out), plan.eval_rows))
+        groups = self._recipe.training.train_sampling_strategy == "group_by_length"
         if self._recipe.task_type == "SEQ_CLS":
+            self._engine = replace(plain_engine(self._tokenizer.pad_token_id), grouped=groups)
             return Classifier(
+                grouped=groups,
                 labels=[name for name, *_ in prepared.report.labels],
                 args=classifier_arguments(self._recipe, plan, folder.checkpoints),
                 eval_dataset=held_out,
                 **shared,
             )
-        engine = self._engine = self._choose_engine(model, shared["train_dataset"], plan)
+        engine = self._choose_engine(model, shared["train_dataset"], plan)
+        engine = self._engine = replace(engine, grouped=groups and not engine.packing)
         return Writer(
+            grouped=engine.grouped,
             args=writer_arguments(self._recipe, plan, folder.checkpoints),
             eval_dataset=held_out,
             data_collator=engine.collator,
@@ -387,6 +405,19 @@ class Session:
             autocast=plan.autocast,
             padding=padding,
         )
+
+    def _compile(self, engine: Engine, plan: Plan) -> Engine:
+        """Compile the model's layers where that works; else say so and go on without."""
+        self._stage("compile", 0, 0)
+        try:
+            if self._is_cut or plan.checkpointing:
+                raise RunError("training.not_compiled_here")
+            return compile_engine(
+                engine, self._trainer, precision=plan.precision, autocast=plan.autocast
+            )
+        except RunError as error:
+            self._events.write("warning", step=0, cause=error.to_dict())
+            return engine
 
 
 def _misfits(recipe: Recipe, prepared: Prepared, info: ModelInfo) -> list[StudioError]:

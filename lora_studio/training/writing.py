@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lora_studio.recipe import Recipe
 from lora_studio.training import ranks
+from lora_studio.training.compiled import as_written
 from lora_studio.training.documents import as_it_comes
 from lora_studio.training.fused import TokenLoss
 from lora_studio.training.loop import Loop, arguments
@@ -48,7 +49,7 @@ class Writer(Loop):
 
     def answers(self, prompts: Sequence[str], stopping: Any) -> list[str]:
         """Answer prompts as the model reads them; see `reporting.answer`."""
-        with as_it_comes(self.model):
+        with as_it_comes(self.model), as_written(self.model):
             return answer(self.model, self.processing_class, prompts, stopping)
 
     def compute_loss(

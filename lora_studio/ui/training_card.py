@@ -9,7 +9,7 @@ import gradio as gr
 
 from lora_studio.errors import RecipeError
 from lora_studio.outlook import Outlook
-from lora_studio.recipe import SchedulerName, TrainingSpec
+from lora_studio.recipe import SamplingName, SchedulerName, TrainingSpec
 from lora_studio.training.trackers import TRACKERS
 from lora_studio.ui import prediction_bar
 from lora_studio.ui.controls import slider
@@ -91,6 +91,7 @@ def build_training(form: Form) -> TrainingCard:
                 _number(form, "training.eval_steps", default.eval_steps, "eval_steps", precision=0)
                 _number(form, "seed", 42, "seed", precision=0)
             _checkpoints(form, default)
+            _speed(form, default)
             form.add(
                 "training.auto_find_batch_size",
                 gr.Checkbox(
@@ -121,6 +122,26 @@ def _checkpoints(form: Form, default: TrainingSpec) -> None:
             info=hint("training.load_best_model_at_end"), elem_id="load-best",
         ),
     )  # fmt: skip
+
+
+def _speed(form: Form, default: TrainingSpec) -> None:
+    """Lay out what changes how fast it goes, and not what is learned from a row."""
+    with gr.Row():
+        form.add(
+            "training.train_sampling_strategy",
+            gr.Dropdown(
+                list(typing.get_args(SamplingName)), value=default.train_sampling_strategy,
+                label=text("train_sampling_strategy"),
+                info=hint("training.train_sampling_strategy"), elem_id="train-sampling-strategy",
+            ),
+        )  # fmt: skip
+        form.add(
+            "training.torch_compile",
+            gr.Checkbox(
+                default.torch_compile, label=text("torch_compile"),
+                info=hint("training.torch_compile"), elem_id="torch-compile",
+            ),
+        )  # fmt: skip
 
 
 def build_prompts(form: Form) -> None:
