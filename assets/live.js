@@ -69,7 +69,7 @@ async function milestones(news) {
   await Plotly.restyle(at('.loss'), { x: [best.slice(0, 1)], y: [best.slice(1)] }, [at('.loss').data.length - 1]);
   if (news.early === null) return Plotly.relayout(at('.loss'), { shapes: [], annotations: [] });
   const line = { type: 'line', x0: news.early, x1: news.early, yref: 'paper', y0: 0, y1: 1, line: { color: css('--warn'), width: 1, dash: 'dash' } };
-  const note = { x: news.early, y: 1, yref: 'paper', text: words.early, showarrow: false, xanchor: 'right', yanchor: 'top', font: { size: 11, color: css('--quiet') } };
+  const note = { x: news.early, y: 0.9, yref: 'paper', text: words.early, showarrow: false, xanchor: 'right', yanchor: 'top', font: { size: 11, color: css('--quiet') } };
   await Plotly.relayout(at('.loss'), { shapes: [line], annotations: [note] });
 }
 

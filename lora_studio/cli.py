@@ -152,15 +152,18 @@ def _train(options: argparse.Namespace, settings: Settings) -> int:
 def _retry(options: argparse.Namespace, settings: Settings) -> int:
     """Train a run's recipe again with other settings; where another run trains, line it up."""
     studio = _studio(settings)
-    run = studio.retry(options.run_id, options.set)
-    return _say_place(studio, run) if run in studio.queue() else _until_over(studio, run)
+    return _follow_or_say_place(studio, studio.retry(options.run_id, options.set))
 
 
 def _resume(options: argparse.Namespace, settings: Settings) -> int:
-    """Let a run go on from its last checkpoint, and follow it to its end."""
+    """Let a run go on from its last checkpoint; where another run trains, line it up."""
     studio = _studio(settings)
     studio.resume(options.run_id)
-    return _until_over(studio, options.run_id)
+    return _follow_or_say_place(studio, options.run_id)
+
+
+def _follow_or_say_place(studio: Studio, run: str) -> int:
+    return _say_place(studio, run) if run in studio.queue() else _until_over(studio, run)
 
 
 def _until_over(studio: Studio, run: str) -> int:

@@ -59,6 +59,8 @@ class Settings:
     """On a Space, whose studio this is; their runs and uploads lie apart."""
     stop_runs_on_exit: bool = False
     """Whether closing the app also stops what trains (`LORA_STUDIO_STOP_RUNS_ON_EXIT`)."""
+    ready_worker: bool = True
+    """Whether an app has a worker wait for the next training (`LORA_STUDIO_READY_WORKER`)."""
     webhook: str | None = field(default=None, repr=False)
     """Address that is told how a run ended (`LORA_STUDIO_WEBHOOK`); a secret, like the token."""
 
@@ -91,6 +93,7 @@ class Settings:
             most_runs=SPACE_RUNS if is_showcase else None,
             most_uploads=SPACE_UPLOADS if is_showcase else None,
             stop_runs_on_exit=_is_on(env.get("LORA_STUDIO_STOP_RUNS_ON_EXIT")),
+            ready_worker=_is_on(env.get("LORA_STUDIO_READY_WORKER") or "1"),
             webhook=_address(env, "LORA_STUDIO_WEBHOOK"),
         )
         given = {name: value for name, value in overrides.items() if value is not None}

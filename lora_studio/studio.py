@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +44,7 @@ from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.runs.queue import Dispatcher, Queue
+from lora_studio.runs.standby import StandBy
 from lora_studio.settings import STARTER, Settings
 from lora_studio.training.remedies import Remedies, Remedy
 from lora_studio.wording import ASSETS
@@ -54,6 +56,8 @@ SCRIPT = "train.py"
 """What an exported recipe's script is called."""
 MOST_VISITORS = 500
 """So many visitors' studios are held in memory; what is on disk is found again."""
+SPARE_BYTES = 3_000_000_000
+"""A worker waits only where so much RAM is free beyond what its run would take."""
 LEAVING_S = 15.0
 """How long a worker may take from its last event to its end."""
 LEAVES_WITHIN_S = 3.0
@@ -61,7 +65,6 @@ LEAVES_WITHIN_S = 3.0
 FORCED_S = 1.5
 PATIENCE_S = 15.0
 """Who asks a run to stop again after so long does not want to wait for its step."""
-BUSY = frozenset({"run.busy_training", "run.busy_compare", "run.busy_other"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Machine:
     accelerator: Accelerator
     answering: threading.Lock
     """Held from loading a chat model to the last word of its answer."""
+    ready: StandBy | None = None
+    """Has a worker wait for the next training, in an app."""
 
     @classmethod
     def open(cls, settings: Settings, *, isolated: bool) -> Self:
@@ -97,6 +102,7 @@ class Machine:
             chat=serve("lora_studio.chat.engine:Engine"),
             accelerator=Accelerator(settings.home),
             answering=threading.Lock(),
+            ready=StandBy() if isolated and settings.ready_worker else None,
         )
 
 
@@ -110,7 +116,9 @@ class Studio:
         self._bench = machine.bench
         self._chat = machine.chat
         self._accelerator = machine.accelerator
+        self._ready = machine.ready
         self._histories: dict[str, History] = {}
+        self._lighter: dict[str, tuple[tuple[Any, ...], list[Remedy]]] = {}
         self._visitors: dict[str, Studio] = {}
         self._queue = Queue(settings)
         self._tokens: dict[str, str] = {}
@@ -144,6 +152,8 @@ class Studio:
         """End the child processes; runs go on unless the settings say otherwise."""
         if self._dispatcher is not None:
             self._dispatcher.close()
+        if self._ready is not None:
+            self._ready.dismiss()
         self._chat.close()
         self._bench.close()
         if self.settings.stop_runs_on_exit:
@@ -308,7 +318,7 @@ class Studio:
             report: The result of `preview`, where there is one.
         """
         # The RAM that is free changes by the minute; asking a GPU takes longer than a slider waits.
-        free = free_memory() if self.hardware.device == "cpu" else None
+        free = self._free_memory() if self.hardware.device == "cpu" else None
         width = self._width(recipe)
         return look_ahead(
             recipe,
@@ -334,6 +344,32 @@ class Studio:
             if "result" in event:
                 calibration.keep(self.settings.cache, self.hardware, width, event["result"])
             yield event
+
+    def make_ready(self, recipe: Recipe) -> None:
+        """Have a worker wait for a recipe that will probably be trained, so that it begins sooner.
+
+        It waits in an app only, beside no other job, and where there is memory to spare. This
+        device is measured first: who imports meanwhile makes it look slow. Where that cannot be,
+        runs start as they do without.
+        """
+        width = self._width(recipe)
+        if self._ready is None or width is None:
+            return
+        if calibration.is_due(self.settings.cache, self.hardware, width):
+            return
+        with suppress(OSError), self._accelerator.guard().acquire(timeout=0):
+            if self._accelerator.holder() is not None or self._queue.waiting():
+                return
+            found = self.outlook(recipe).estimate
+            if found is None or self._free_memory() < found.memory.needed + SPARE_BYTES:
+                self._ready.dismiss()
+                return
+            environment = self._worker_environment(None) | self._allocation(recipe)
+            process.make_ready(self._ready, environment=environment)
+
+    def _free_memory(self) -> int:
+        """Return the RAM in bytes that a training could take; a worker that waits makes room."""
+        return free_memory() + (self._ready.held_bytes if self._ready is not None else 0)
 
     def _width(self, recipe: Recipe) -> int | None:
         """Return the bytes of a number that is computed with, None for what cannot be used here."""
@@ -365,28 +401,24 @@ class Studio:
     def resume(self, run_id: str, *, token: str | None = None) -> None:
         """Let a run that was broken off go on from its newest whole checkpoint, to its own end.
 
+        Where it cannot now, it is lined up, and goes on when its turn has come.
+
         Raises:
             ModelError: As `start`.
             RecipeError: As `start`, as when a file is gone.
-            RunError: If there is no such run, it is not over, it has finished or was dropped, no
-                checkpoint of it is whole, or another job has the accelerator.
+            RunError: If there is no such run, it is not over or waits already, it has finished or
+                was dropped, no checkpoint of it is whole, or as `line_up`.
         """
-        history = self.history(run_id)
-        folder = history.folder
-        if self.is_recorded(folder):
-            raise RunError("run.read_only")
-        if not history.is_over:
-            raise RunError("run.still_runs", run=run_id)
-        if history.status == "finished":
-            raise RunError("run.is_over", run=run_id)
-        if history.resumable is None or newest_whole(folder) is None:
-            raise RunError("run.no_checkpoint", run=run_id)
+        folder = self._broken_off(run_id)
         recipe = folder.read_recipe()
         self._check(recipe)
         with self._accelerator.guard():
-            self._free_accelerator()
-            folder.stop.unlink(missing_ok=True)
-            self._launch(folder, recipe, token, resume=True)
+            self._refuse_unended(run_id)  # somebody else may have been quicker
+            if self._gets_accelerator():
+                self._launch(folder, recipe, token, resume=True)
+                return
+            self._refuse_second_in_line()
+            self._join(folder, token)
 
     def stop(self, run_id: str, *, keep: bool) -> None:
         """Stop a run at its next step and keep what it learned, or end it at once and drop it.
@@ -416,14 +448,13 @@ class Studio:
         Raises:
             StudioError: As `start` and `line_up`.
         """
-        if self._queue.waiting():
-            return self.line_up(recipe, token=token)
-        try:
-            return self.start(recipe, token=token)
-        except RunError as error:
-            if error.key not in BUSY:
-                raise
-            return self.line_up(recipe, token=token)
+        self._check(recipe)
+        with self._accelerator.guard():
+            if not self._gets_accelerator():
+                return self.line_up(recipe, token=token)
+            folder = self._create(recipe)
+            self._launch(folder, recipe, token)
+        return folder.id
 
     def line_up(self, recipe: Recipe, *, token: str | None = None) -> str:
         """Make a run that `start_next` starts when its turn has come; return its id.
@@ -438,12 +469,9 @@ class Studio:
             RunError: If this is a Space for everybody and a run of this visitor waits already.
         """
         self._check(recipe)
-        if self.settings.is_showcase and self.queue():
-            raise RunError("queue.one_each", run=self.queue()[0])
+        self._refuse_second_in_line()
         folder = self._create(recipe)
-        if token:
-            self._tokens[folder.id] = token
-        self._queue.add(folder)
+        self._join(folder, token)
         return folder.id
 
     def queue(self) -> list[str]:
@@ -467,15 +495,16 @@ class Studio:
         self._queue.move(run, to=to, visitor=self.settings.visitor)
 
     def unqueue(self, run_id: str) -> None:
-        """Take a run out of the line; its recipe stays among the runs.
+        """Take a run out of the line; it stays among the runs, as it was before it waited.
 
         Raises:
             RunError: If there is no such run or it does not wait.
         """
         with self._queue.guard():
             run = self._waiting(run_id)
-            with EventWriter(run.events) as events:
-                events.write("stopped", kept=False, unqueued=True)
+            if not run.events.exists():
+                with EventWriter(run.events) as events:
+                    events.write("stopped", kept=False, unqueued=True)
             self._queue.remove(run)
 
     def start_next(self) -> str | None:
@@ -500,12 +529,14 @@ class Studio:
     def start_lined_up(self, folder: RunFolder) -> bool:
         """Start a run whose turn has come; return False where it cannot, which its events tell.
 
-        The caller has seen to it that the accelerator is free and stays so.
+        One that has begun before goes on. The caller has seen to it that the accelerator is free
+        and stays so.
         """
+        token = self._tokens.pop(folder.id, None)
         try:
             recipe = folder.read_recipe()
             self._check(recipe)
-            self._launch(folder, recipe, self._tokens.pop(folder.id, None))
+            self._launch(folder, recipe, token, resume=folder.events.exists())
         except (StudioError, OSError, UnicodeDecodeError) as error:
             cause = error if isinstance(error, StudioError) else _unstartable(error)
             with EventWriter(folder.events) as events:
@@ -560,12 +591,16 @@ class Studio:
         known = self._histories.get(run_id)
         return self._known(self._find(run_id) if known is None else known.folder)
 
-    def runs(self) -> list[History]:
-        """Return all runs, newest first; on a Space the recorded one stands last."""
+    def folders(self) -> list[RunFolder]:
+        """Return the folders of all runs, newest first; on a Space the recorded one stands last."""
         folders = run_folder.listed(self.settings.runs)
         if self.settings.space_id:
             folders += run_folder.listed(RECORDED)
-        return [self._known(folder) for folder in folders]
+        return folders
+
+    def runs(self) -> list[History]:
+        """Return what each run has been through so far, in the order of `folders`."""
+        return [self._known(folder) for folder in self.folders()]
 
     def active(self) -> History | None:
         """Return the run that trains now, if it is one of this studio's."""
@@ -705,6 +740,46 @@ class Studio:
             _refuse([StudioError("launch.not_on_space")])
         _refuse([*_file_problems(recipe), *self.outlook(recipe).problems])
 
+    def _broken_off(self, run_id: str) -> RunFolder:
+        """Return the folder of a run that can go on, else say why it cannot."""
+        history = self.history(run_id)
+        if self.is_recorded(history.folder):
+            raise RunError("run.read_only")
+        self._refuse_unended(run_id)
+        if history.status == "finished":
+            raise RunError("run.is_over", run=run_id)
+        if history.resumable is None or newest_whole(history.folder) is None:
+            raise RunError("run.no_checkpoint", run=run_id)
+        return history.folder
+
+    def _refuse_unended(self, run_id: str) -> None:
+        waiting = self.queue()
+        if run_id in waiting:
+            place = waiting.index(run_id) + 1
+            raise RunError("queue.waits_already", run=run_id, place=place)
+        if not self.history(run_id).is_over:
+            raise RunError("run.still_runs", run=run_id)
+
+    def _refuse_second_in_line(self) -> None:
+        if self.settings.is_showcase and self.queue():
+            raise RunError("queue.one_each", run=self.queue()[0])
+
+    def _join(self, folder: RunFolder, token: str | None) -> None:
+        """Put a run at the end of the line, with the token that is to be there at its turn."""
+        if token:
+            self._tokens[folder.id] = token
+        self._queue.add(folder)
+
+    def _gets_accelerator(self) -> bool:
+        """Free the accelerator for a training, unless somebody waits for it or has it."""
+        if self._queue.waiting():
+            return False
+        try:
+            self._free_accelerator()
+        except RunError:
+            return False
+        return True
+
     def _free_accelerator(self) -> None:
         """Give up a loaded chat model, and see that no other job has the accelerator."""
         self._let_leave()
@@ -719,8 +794,10 @@ class Studio:
         self, folder: RunFolder, recipe: Recipe, token: str | None, *, resume: bool = False
     ) -> None:
         """Start a run's worker and give it the accelerator, which nobody else holds."""
+        if resume:
+            folder.stop.unlink(missing_ok=True)
         environment = self._worker_environment(token) | self._allocation(recipe)
-        pid = process.start(folder, environment=environment, resume=resume)
+        pid = process.start(folder, environment=environment, resume=resume, ready=self._ready)
         self._accelerator.assign(Job("training", folder.id, self.settings.visitor), pid)
 
     def _waiting(self, run_id: str) -> RunFolder:
@@ -748,16 +825,26 @@ class Studio:
             process.end(folder, grace_s=FORCED_S)
 
     def _less_memory(self, history: History) -> list[Remedy]:
-        recipe = history.folder.read_recipe()
+        """Return changes after which a lost run takes less; the page asks again and again."""
+        folder, precision = history.folder, history.plan.get("precision")
+        file = folder.data / "report.json"
+        basis = precision, _written_ns(folder.recipe), _written_ns(file)
+        known = self._lighter.get(folder.id)
+        if known is not None and known[0] == basis:
+            return known[1]
+        recipe = folder.read_recipe()
         info = self.known_model(recipe.model.source)
         if info is None:
             return []
-        file = history.folder.data / "report.json"
-        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        precision = history.plan.get("precision") or self.outlook(recipe).precision
-        return Remedies(
-            info=info, recipe=recipe, hardware=self.hardware, precision=precision, report=report
+        found = Remedies(
+            info=info,
+            recipe=recipe,
+            hardware=self.hardware,
+            precision=precision or self.outlook(recipe).precision,
+            report=_read_report(file),
         ).less_memory()
+        self._lighter[folder.id] = basis, found
+        return found
 
     def _check_source(self, source: str) -> None:
         if self.settings.is_showcase and source != STARTER:
@@ -883,6 +970,23 @@ def _model_folder(source: str) -> Path | None:
         return folder.resolve() if source.strip() != STARTER and folder.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of nobody
         return None
+
+
+def _written_ns(file: Path) -> int | None:
+    """Return when a file was last written, None if there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _read_report(file: Path) -> dict[str, Any] | None:
+    """Return the report of a run's data, None where there is none or its writer was killed."""
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return report
 
 
 def _left_by_itself(history: History) -> bool:

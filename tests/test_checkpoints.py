@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import work
 from transformers import TrainerCallback
+from workers import open_studio, until
 
 from lora_studio.cli import main
 from lora_studio.errors import RunError
@@ -33,7 +34,6 @@ from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import WEIGHTS, RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
 from lora_studio.training.resumable import TRAINED
 from lora_studio.training.session import Session
 from lora_studio.ui.language import Voice
@@ -233,13 +233,17 @@ def test_a_pause_within_the_first_measurement_is_made_up_for(make: Make, resume:
     assert resumed.adapter() == whole.adapter()
 
 
-@pytest.mark.parametrize("step", [4, 5])
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [(4, ()), (5, ()), (5, ("training.packing=false",))],
+    ids=["end", "later", "later, by length"],
+)
 def test_an_epochs_end_and_a_later_epoch_are_as_good_a_place(
-    make: Make, resume: Resume, step: int
+    make: Make, resume: Resume, step: int, changes: tuple[str, ...]
 ) -> None:
-    whole = make()
+    whole = make(*changes)
     whole.train()
-    broken = make()
+    broken = make(*changes)
     pause(broken, step)
     broken.train()
     resumed = resume(broken)
@@ -610,20 +614,6 @@ def test_the_page_tells_of_the_best_of_an_early_end_and_of_what_can_go_on(
 # Through the studio
 
 
-def open_studio(home: Path) -> Studio:
-    settings = Settings(home=home, offline=True)
-    return Studio(settings, Machine.open(settings, isolated=False))
-
-
-def until(history: History, *, holds: Callable[[History], Any]) -> None:
-    deadline = time.monotonic() + 240
-    while not holds(history.update()):
-        log = history.folder.stdout
-        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
-        time.sleep(0.05)
-
-
 def test_what_cannot_go_on_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -646,7 +636,7 @@ def test_what_cannot_go_on_says_why(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("nobody_left")
+@pytest.mark.usefixtures("nobody_left", "signals_put_back")
 def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     tmp_path: Path, tiny_llama: Path, rows: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -664,8 +654,9 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     studio = open_studio(tmp_path / "home")
-    whole = studio.start(recipe)
-    until(studio.history(whole), holds=lambda found: found.is_over)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in the same order as in this process
+    whole = work(create(studio.settings.runs, recipe), studio.settings)
+    capsys.readouterr()  # the library's own lines
     broken = studio.start(recipe)
     history = studio.history(broken)
     until(history, holds=lambda found: len(found.folder.checkpoint_steps()) > 1)
@@ -684,8 +675,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     assert capsys.readouterr().out.strip() == broken
     history.update()
     assert (history.status, history.resumes) == ("finished", 1)
-    assert curve(history) == curve(studio.history(whole))
-    adapters = [
-        (studio.history(run).folder.adapter / WEIGHTS).read_bytes() for run in (whole, broken)
-    ]
+    assert whole.status == "finished"
+    assert curve(history) == curve(whole)
+    adapters = [(run.folder.adapter / WEIGHTS).read_bytes() for run in (whole, history)]
     assert adapters[0] == adapters[1]

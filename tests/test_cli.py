@@ -17,7 +17,7 @@ import pytest
 from sorting import LABELS, make_sorter, write_run
 
 from lora_studio.cli import main
-from lora_studio.runs.folder import listed
+from lora_studio.runs.folder import RunFolder, listed
 from lora_studio.runs.history import History
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
@@ -248,6 +248,7 @@ def test_a_run_that_fails_on_its_data_is_the_persons_to_mend(
     run = said.out.splitlines()[-1]
     assert "no row keeps any of its answer" in said.err
     assert "Traceback" not in said.err
+    assert "Traceback" in RunFolder(home / "runs" / run).stdout.read_text(encoding="utf-8")
     shown = cli("show", run)
     assert "no row keeps any of its answer" in shown.out
     assert json.loads(cli("show", run, "--json").out)["status"] == "failed"

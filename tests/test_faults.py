@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from local_hub import REPOSITORY, Hub
 from safetensors.torch import load_file
+from workers import WAIT_S, finish, open_studio, until
 
 from lora_studio.recipe import Recipe
 from lora_studio.runs import checkpoints, process
@@ -30,13 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
 ]
 
-WAIT_S = 240.0
 DISK_BYTES = 24_000_000
-
-
-def open_studio(home: Path) -> Studio:
-    settings = Settings(home=home, offline=True)
-    return Studio(settings, Machine.open(settings, isolated=False))
 
 
 @pytest.fixture
@@ -70,16 +65,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def until(history: History, holds: Callable[[History], Any]) -> History:
-    deadline = time.monotonic() + WAIT_S
-    while not holds(history.update()):
-        log = history.folder.stdout
-        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
-        time.sleep(0.05)
-    return history
-
-
 def with_checkpoint(history: History) -> bool:
     return bool(history.folder.checkpoint_steps()) and history.step > 3
 
@@ -97,13 +82,13 @@ def test_a_disk_that_is_full_while_saving_ends_a_run_in_words_and_loses_no_check
 ) -> None:
     studio = open_studio(small_disk)
     history = studio.history(studio.start(recipe))
-    until(history, with_checkpoint)
+    until(history, holds=with_checkpoint)
     filler = small_disk / "filler"
     with filler.open("wb") as out, pytest.raises(OSError, match="No space"):
         while True:
             out.write(b"\0" * 65_536)
             out.flush()
-    until(history, lambda found: found.is_over)
+    until(history, holds=lambda found: found.is_over)
     assert history.status == "failed"
     assert history.cause is not None
     assert history.cause.key == "training.disk_full"
@@ -112,9 +97,9 @@ def test_a_disk_that_is_full_while_saving_ends_a_run_in_words_and_loses_no_check
     assert checkpoints.is_whole(history.folder.checkpoint(kept))
     filler.unlink()
     studio.resume(history.folder.id)
-    until(history, lambda found: found.resumes == 1 and found.step > kept)
+    until(history, holds=lambda found: found.resumes == 1 and found.step > kept)
     studio.stop(history.folder.id, keep=True)
-    until(history, lambda found: found.is_over)
+    until(history, holds=lambda found: found.is_over)
     assert history.ending["kept"]
     assert load_file(history.folder.adapter / WEIGHTS)
 
@@ -129,15 +114,39 @@ def test_a_base_model_that_is_deleted_meanwhile_costs_nothing(
     history = studio.history(
         studio.start(replace(recipe, model=replace(recipe.model, source=str(model))))
     )
-    until(history, lambda found: found.step > 1)
+    until(history, holds=lambda found: found.step > 1)
     shutil.rmtree(model)
     step = history.step
-    until(history, lambda found: found.step > step + 4)
+    until(history, holds=lambda found: found.step > step + 4)
     studio.stop(history.folder.id, keep=True)
-    until(history, lambda found: found.is_over)
+    until(history, holds=lambda found: found.is_over)
     assert history.ending["kept"]
     assert load_file(history.folder.adapter / WEIGHTS)
     assert json.loads((history.folder.adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.slow
+def test_a_hub_that_goes_away_in_the_middle_of_the_weights_fails_a_run_and_not_the_next(
+    tmp_path: Path, recipe: Recipe, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tiny_llama)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    settings = Settings(home=tmp_path / "home")
+    studio = Studio(settings, Machine.open(settings, isolated=False))
+    recipe = replace(recipe, model=replace(recipe.model, source=REPOSITORY))
+    hub.breaks_at = ("model.safetensors", (tiny_llama / "model.safetensors").stat().st_size // 2)
+    failed = finish(studio, studio.start(recipe))
+    assert failed.status == "failed"
+    assert failed.cause is not None
+    assert failed.cause.key == "model.no_network"
+    assert not list((tmp_path / "hub").rglob("snapshots/*/*.safetensors"))
+    hub.come_back()
+    again = finish(studio, studio.retry(failed.folder.id, ["training.max_steps=1"]))
+    assert again.status == "finished"
+    assert load_file(again.folder.adapter / WEIGHTS)
+    hub.go_away()
 
 
 @pytest.mark.slow
@@ -160,20 +169,20 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (history,) = studio.runs()
-    until(history, with_checkpoint)
+    until(history, holds=with_checkpoint)
     worker = process.pid_of(history.folder.process)
     assert worker is not None
     app.kill()
     os.kill(worker, signal.SIGKILL)
     app.wait()
     assert not process.is_running(history.folder.process)
-    until(history, lambda found: found.status == "lost")
+    until(history, holds=lambda found: found.status == "lost")
     kept = history.resumable
     assert kept is not None
     again = open_studio(home)
     shortened(history, kept + 3)
     again.resume(history.folder.id)
-    until(history, lambda found: found.resumes == 1 and found.is_over)
+    until(history, holds=lambda found: found.resumes == 1 and found.is_over)
     assert (history.status, history.step) == ("finished", kept + 3)
 
 

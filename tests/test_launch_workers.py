@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,40 +16,20 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file
+from trainings import work
+from workers import finish, open_studio, until
 
 from lora_studio.recipe import LaunchSpec, Recipe
 from lora_studio.runs import process
 from lora_studio.runs.events import read_events
+from lora_studio.runs.folder import create
 from lora_studio.runs.history import History
-from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
 
 pytestmark = [pytest.mark.usefixtures("nobody_left"), pytest.mark.slow]
 
-WAIT_S = 240.0
 GONE_WITHIN_S = 30.0
 TOLERANCE = 1e-5
 """Relative, of a loss: sums of float32 in another order (measured: 2e-7)."""
-
-
-def open_studio(home: Path) -> Studio:
-    settings = Settings(home=home, offline=True)
-    return Studio(settings, Machine.open(settings, isolated=False))
-
-
-def until(history: History, *, holds: Callable[[History], Any]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds(history.update()):
-        log = history.folder.stdout
-        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
-        time.sleep(0.05)
-
-
-def finish(studio: Studio, run: str) -> History:
-    history = studio.history(run)
-    until(history, holds=lambda found: found.is_over)
-    return history
 
 
 def family(history: History) -> list[psutil.Process]:
@@ -109,12 +88,13 @@ def together(home: Path, recipe: Recipe) -> History:
     return finish(studio, studio.start(recipe))
 
 
-@pytest.fixture(scope="module")
-def alone(home: Path, recipe: Recipe, together: History) -> History:
-    """The same run in one process, with twice the rows in a batch."""
+@pytest.fixture
+def alone(home: Path, recipe: Recipe, signals_put_back: None) -> History:
+    """The same run in one process, this one, with twice the rows in a batch."""
     training = replace(recipe.training, per_device_train_batch_size=4)
-    studio = open_studio(home)
-    return finish(studio, studio.start(replace(recipe, training=training, launch=LaunchSpec())))
+    settings = open_studio(home).settings
+    changed = replace(recipe, training=training, launch=LaunchSpec())
+    return work(create(settings.runs, changed), settings)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from transformers import TrainerCallback
+from workers import open_studio
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.outlook import look_ahead
@@ -243,11 +244,6 @@ def recipe(pairs: Path, tiny_llama: Path) -> Recipe:
     return Recipe.from_dict(tree)
 
 
-def open_studio(home: Path, url: str | None = None) -> Studio:
-    settings = Settings(home=home, offline=True, webhook=url)
-    return Studio(settings, Machine.open(settings, isolated=False))
-
-
 def until(studio: Studio, run: str, *, holds: Callable[[History], Any]) -> History:
     """Wait until something holds of a run; return what it was through."""
     history = studio.history(run)
@@ -272,7 +268,7 @@ def test_a_worker_tells_once_what_came_of_its_run_and_keeps_the_address_to_itsel
     listen: Callable[..., Listener], recipe: Recipe, tmp_path: Path
 ) -> None:
     listener = listen()
-    studio = open_studio(tmp_path / "home", listener.url)
+    studio = open_studio(tmp_path / "home", webhook=listener.url)
     history = gone(studio, studio.start(recipe))
     assert history.status == "finished", history.folder.stdout.read_text(encoding="utf-8")
     (heard,) = listener.heard
@@ -291,7 +287,7 @@ def test_a_worker_tells_of_a_failure_and_of_a_stop_before_the_first_step(
     listen: Callable[..., Listener], recipe: Recipe, tmp_path: Path
 ) -> None:
     listener = listen()
-    studio = open_studio(tmp_path / "home", listener.url)
+    studio = open_studio(tmp_path / "home", webhook=listener.url)
     impossible = recipe.changed(["training.per_device_train_batch_size=64"])
     gone(studio, studio.start(impossible))
     run = studio.start(recipe.changed(["training.max_steps=100000"]))

@@ -526,18 +526,14 @@ def table(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("locale", "language"), [("ko-KR", "ko"), ("en-US", "en")])
-def test_columns_are_chosen_where_they_are_not_recognised(
-    tiny_app: App, visit: Visit, table: Path, locale: str, language: str
-):
-    page = visit(tiny_app, locale=locale)
-    choose_tiny(page, language)
-    page.set_input_files("#data-files input[type=file]", [table])
-    expect(page.locator("#data-status")).to_contain_text("frage, antwort, mail", timeout=60_000)
-    expect(page.locator("#column-question input")).to_be_visible()
-    choose_question(page)
-    choose(page, "#column-answer", "antwort")
-    strip = {"en": "33 rows: 3", "ko": "33행: 학습 3"}[language]
+def test_columns_are_chosen_where_they_are_not_recognised(tiny_app: App, visit: Visit, table: Path):
+    page = visit(tiny_app, locale="ko-KR")
+    choose_tiny(page, "ko")
+    choose_columns(page, table)
+    shows_the_table(page, "33행: 학습 3", "ko")
+
+
+def shows_the_table(page: Page, strip: str, language: str = "en") -> None:
     expect(page.locator(".ls-strip")).to_contain_text(strip, timeout=60_000)
     reason = say("data.skip_no_answer", language)
     expect(page.locator(".ls-strip")).to_contain_text(f"({reason}: 1)")
@@ -558,6 +554,7 @@ def test_columns_keep_their_places_in_the_list_while_one_is_chosen(tiny: Page, t
 
 def test_rows_are_turned_over_searched_and_told_why_they_are_skipped(tiny: Page, table: Path):
     choose_columns(tiny, table)
+    shows_the_table(tiny, "33 rows: 3")
     expect(tiny.locator("#rows-where")).to_have_text("page 1 of 6")
     tiny.click("#rows-on")
     expect(tiny.locator("#rows-where")).to_have_text("page 2 of 6")
@@ -611,7 +608,8 @@ def choose_question(page: Page) -> None:
 
 def choose_columns(page: Page, table: Path) -> None:
     page.set_input_files("#data-files input[type=file]", [table])
-    expect(page.locator("#column-question input")).to_be_visible(timeout=60_000)
+    expect(page.locator("#data-status")).to_contain_text("frage, antwort, mail", timeout=60_000)
+    expect(page.locator("#column-question input")).to_be_visible()
     choose_question(page)
     choose(page, "#column-answer", "antwort")
     expect(page.locator(".ls-strip")).to_be_visible(timeout=60_000)
@@ -665,6 +663,22 @@ def test_every_text_speaks_the_browsers_language(
     if language == "ko":
         for key in ("start", "start_needs_data", "data_add", "r"):
             assert say(f"page.{key}", "en") not in read
+
+
+def test_on_a_phone_the_sum_is_a_bar_that_covers_no_setting_and_opens(tiny_app: App, visit: Visit):
+    page = visit(tiny_app)
+    page.set_viewport_size({"width": 390, "height": 844})
+    memory, more = page.locator("#prediction"), page.locator("#sum-more")
+    expect(page.locator("#start")).to_be_in_viewport()
+    expect(memory).to_be_hidden()
+    assert page.locator("#sum").bounding_box()["height"] < 844 / 4
+    all_settings(page)
+    more.click()
+    expect(more).to_have_attribute("aria-expanded", "true")
+    for part in (memory, page.locator("#run-name")):
+        expect(part).to_be_visible()
+    more.click()
+    expect(memory).to_be_hidden()
 
 
 def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit, witness: Witness):
@@ -744,8 +758,10 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     grown = page.evaluate("window.grown")
     assert min(len(lengths) for lengths in grown.values()) > 2
 
+    # A count goes on until it is stopped; what is asked for may be answered in a word.
     put(page, "max-new-tokens", 1024)
-    put(page, "question", "Tell me a very long story.")
+    page.get_by_label(say("page.mode_text"), exact=True).check()
+    put(page, "question", "1, 2, 3, 4, 5, 6,")
     page.click("#send")
     expect(page.locator("#base-chat [data-testid=user]")).to_have_count(2)
     expect(page.locator("#base-chat [data-testid=bot]")).to_have_count(2, timeout=60_000)

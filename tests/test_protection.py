@@ -6,7 +6,6 @@ import json
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +20,6 @@ from lora_studio.errors import RunError
 from lora_studio.models.loading import load_tokenizer
 from lora_studio.recipe import DataSpec, Recipe
 from lora_studio.runs import folder as run_folder
-from lora_studio.runs import process
 from lora_studio.settings import Settings
 from lora_studio.studio import Machine, Studio
 from lora_studio.wording import say
@@ -349,31 +347,6 @@ def test_a_runs_name_becomes_a_plain_folder_name(tmp_path: Path):
         folder = run_folder.create(tmp_path / "runs", Recipe(name=name))
         assert folder.path.parent == tmp_path / "runs"
         assert not set(folder.id) & set("<>/\\.\0\n\"'& ")
-
-
-@pytest.mark.slow
-def test_the_hub_token_is_neither_in_the_run_folder_nor_in_a_log(
-    tiny_llama: Path, pairs: Path, tmp_path: Path
-):
-    settings = Settings(home=tmp_path / "home", offline=True, hub_token=f"{TOKEN}1")
-    studio = Studio(settings, Machine.open(settings, isolated=False))
-    tree = {
-        "model": {"source": str(tiny_llama)},
-        "data": {"files": [str(pairs)]},
-        "training": {"max_steps": 1},
-    }
-    run = studio.start(Recipe.from_dict(tree), token=f"{TOKEN}2")
-    history = studio.history(run)
-    deadline = time.monotonic() + 120
-    while not history.is_over and time.monotonic() < deadline:
-        time.sleep(0.2)
-        history.update()
-    for worker in process._CHILDREN.values():
-        worker.wait(30)
-    assert history.status == "finished", history.folder.stdout.read_text()
-    written = [file for file in settings.home.rglob("*") if file.is_file()]
-    assert len(written) > 10
-    assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
 
 
 def test_a_token_in_the_page_is_not_written_down(wire: Wire, app: App):

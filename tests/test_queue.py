@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import gradio as gr
 import pytest
 
 from lora_studio.cli import main
@@ -20,14 +21,17 @@ from lora_studio.errors import RunError, StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
 from lora_studio.runs.accelerator import Accelerator, Job
+from lora_studio.runs.checkpoints import seal
 from lora_studio.runs.events import EventWriter
-from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.folder import LAST_WRITTEN, WEIGHTS, RunFolder
 from lora_studio.runs.history import STARTING_S, History
 from lora_studio.runs.queue import Dispatcher
 from lora_studio.settings import Settings
 from lora_studio.studio import Machine, Studio
 from lora_studio.ui import queue_panel
 from lora_studio.ui.language import Voice
+from lora_studio.ui.live import state
+from lora_studio.ui.run_panel import RunPanel
 from lora_studio.ui.visitors import Door
 
 SHOWCASE = "someone/lora-studio"
@@ -38,18 +42,22 @@ class Workers:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.resumed: list[str] = []
         self.tokens: list[str] = []
         self.refuses: OSError | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, folder: RunFolder, *, environment: dict[str, str], **_: Any) -> int:
+    def start(
+        self, folder: RunFolder, *, environment: dict[str, str], resume: bool = False, **_: Any
+    ) -> int:
         if self.refuses is not None:
             raise self.refuses
         script = "import time; time.sleep(60)"
         worker = subprocess.Popen([sys.executable, "-S", "-c", script], start_new_session=True)
         self._processes[folder.id] = worker
-        process.write_identity(folder.process, worker.pid)
-        self.started.append(folder.id)
+        written = folder.events.stat().st_size if folder.events.exists() else 0
+        process.write_identity(folder.process, worker.pid, written=written)
+        (self.resumed if resume else self.started).append(folder.id)
         self.tokens.append(environment["HF_TOKEN"])
         return worker.pid
 
@@ -271,6 +279,174 @@ def test_an_open_app_starts_the_next_by_itself(
     studio.close()
 
 
+# Who goes on
+
+
+def break_off(studio: Studio, run: str, workers: Workers, *, told: bool = True) -> RunFolder:
+    """Let a run that trains be broken off with a checkpoint of its third step.
+
+    With `told`, it was paused and said so; otherwise it is lost.
+    """
+    folder = studio.history(run).folder
+    checkpoint = folder.checkpoint(3)
+    checkpoint.mkdir(parents=True)
+    for name in (WEIGHTS, LAST_WRITTEN):
+        (checkpoint / name).write_bytes(b"{}")
+    seal(checkpoint)
+    with EventWriter(folder.events) as events:
+        events.write("stage", stage="train")
+        about = {"tokens_per_s": 1.0, "memory_bytes": 1, "seconds_left": 1.0}
+        events.write("step", step=3, loss=1.0, **about)
+        if told:
+            process.request_stop(folder, "pause")
+            events.write("stopped", kept=False, paused=True)
+    workers.finish(run)
+    return folder
+
+
+def test_a_run_that_goes_on_does_so_when_its_turn_has_come(
+    studio: Studio, line: list[str], workers: Workers
+) -> None:
+    folder = break_off(studio, line[0], workers)
+    studio.resume(line[0], token="hf_secret")
+    assert studio.queue() == [*line[1:], line[0]]
+    history = studio.history(line[0])
+    assert (history.status, history.cause, history.resumable) == ("queued", None, None)
+    shown = state(history, Voice(None))
+    assert shown["state"] == "waiting in the queue; it goes on by itself when the device is free"
+    for waits in line[1:]:
+        assert studio.start_next() == waits
+        workers.finish(waits)
+    assert folder.stop_wish() == "pause"
+    assert studio.start_next() == line[0]
+    assert (workers.resumed, workers.tokens[-1]) == ([line[0]], "hf_secret")
+    assert folder.stop_wish() is None
+    assert studio.history(line[0]).status == "preparing"
+    assert studio.queue() == []
+
+
+def test_a_run_goes_on_at_once_where_nobody_trains_and_nobody_waits(
+    studio: Studio, recipe: Recipe, workers: Workers
+) -> None:
+    run = studio.submit(recipe)
+    break_off(studio, run, workers)
+    studio.resume(run)
+    assert (workers.resumed, studio.queue()) == ([run], [])
+    with pytest.raises(RunError) as refused:
+        studio.resume(run)
+    assert refused.value.key == "run.still_runs"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_run_that_was_to_go_on_and_leaves_the_line_is_as_it_was(
+    studio: Studio, line: list[str], workers: Workers, *, told: bool
+) -> None:
+    folder = break_off(studio, line[0], workers, told=told)
+    before = studio.history(line[0])
+    was = (before.status, str(before.cause), before.resumable)
+    studio.resume(line[0])
+    with pytest.raises(RunError) as refused:
+        studio.resume(line[0])
+    assert refused.value.key == "queue.waits_already"
+    studio.unqueue(line[0])
+    after = History(folder).update()
+    assert (after.status, str(after.cause), after.resumable) == was
+    assert was[::2] == ("stopped" if told else "lost", 3)
+    studio.resume(line[0])
+    assert studio.queue() == [*line[1:], line[0]]
+
+
+def test_a_run_that_can_no_longer_go_on_says_so_and_the_next_one_starts(
+    studio: Studio, recipe: Recipe, pairs: Path, workers: Workers
+) -> None:
+    gone = pairs.with_name("gone.jsonl")
+    gone.write_bytes(pairs.read_bytes())
+    run = studio.submit(recipe.with_files([str(gone)]))
+    break_off(studio, run, workers)
+    trains = studio.submit(recipe)
+    studio.resume(run)
+    last = studio.submit(recipe)
+    gone.unlink()
+    workers.finish(trains)
+    assert studio.start_next() == last
+    history = studio.history(run)
+    assert (history.status, history.resumable) == ("failed", 3)
+    assert str(gone) in str(history.cause)
+
+
+def test_of_many_who_let_a_run_go_on_at_once_one_does(
+    settings: Settings, studio: Studio, recipe: Recipe, workers: Workers
+) -> None:
+    run = studio.submit(recipe)
+    break_off(studio, run, workers)
+    studios = [open_studio(settings) for _ in range(4)]
+    together = threading.Barrier(len(studios))
+    refused: list[str] = []
+
+    def go_on(one: Studio) -> None:
+        together.wait()
+        try:
+            one.resume(run)
+        except RunError as error:
+            refused.append(error.key)
+
+    threads = [threading.Thread(target=go_on, args=[one]) for one in studios]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert workers.resumed == [run]
+    assert refused == ["run.still_runs"] * 3
+    assert studio.queue() == []
+
+
+def test_a_run_whose_starter_died_before_it_took_it_out_of_the_line_is_not_started_twice(
+    settings: Settings, studio: Studio, line: list[str], workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    workers.finish(line[0])
+    with monkeypatch.context() as dying:
+        dying.setattr("lora_studio.runs.queue.Queue.remove", die)
+        with pytest.raises(SystemExit):
+            studio.start_next()
+    assert studio.history(line[1]).folder.queued.exists()
+    again = open_studio(settings)
+    assert again.history(line[1]).status == "preparing"
+    assert again.queue() == line[2:]
+    workers.finish(line[1])
+    assert again.start_next() == line[2]
+    assert workers.started == line[:3]
+
+
+def test_the_command_line_and_the_page_say_that_a_run_waits_to_go_on(
+    settings: Settings,
+    studio: Studio,
+    line: list[str],
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(settings.home))
+    break_off(studio, line[0], workers)
+    assert main(["resume", line[0]]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [line[0]]
+    assert f"{line[0]} is number 4 in the queue" in said.err
+    assert main(["resume", line[0]]) == 1
+    assert "waits in the queue already, as number 4" in capsys.readouterr().err
+
+    studio.unqueue(line[0])
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Info", told.append)
+    panel, request = RunPanel.__new__(RunPanel), cast("gr.Request", None)
+    panel.door = Door(studio)  # without its components
+    panel.go_on(line[0], "", request)
+    assert told == [f"{line[0]} is number 4 in the queue. It starts by itself when its turn comes."]
+
+
 # Order
 
 
@@ -379,6 +555,22 @@ def test_a_visitor_of_a_showcase_lines_up_one_run(space: Studio, recipe: Recipe)
     assert len(visitor.runs()) == 3  # two of their own and the recorded one
 
 
+def test_a_visitor_of_a_showcase_has_no_second_run_go_on_later(
+    space: Studio, recipe: Recipe, workers: Workers
+) -> None:
+    visitor = space.for_visitor("one")
+    paused = visitor.submit(recipe)
+    break_off(visitor, paused, workers)
+    visitor.submit(recipe)
+    waits = visitor.submit(recipe)
+    with pytest.raises(RunError) as refused:
+        visitor.resume(paused)
+    assert refused.value.key == "queue.one_each"
+    visitor.unqueue(waits)
+    visitor.resume(paused)
+    assert visitor.queue() == [paused]
+
+
 # The page
 
 
@@ -402,6 +594,25 @@ def test_the_list_moves_and_takes_out_and_says_so(studio: Studio, line: list[str
     assert f"{line[1]} is out of the queue" in left["told"]
     again = leave({"run": line[1]}, None)
     assert "does not wait in the queue" in again["told"]
+
+
+def test_an_open_page_shows_what_another_app_has_begun(
+    settings: Settings, studio: Studio, recipe: Recipe, workers: Workers
+) -> None:
+    panel, request = RunPanel.__new__(RunPanel), cast("gr.Request", None)
+    panel.door = Door(studio)
+    nothing = (gr.skip(), gr.skip())
+    assert panel.follow("", request) == nothing
+    other = open_studio(settings)
+    run = other.submit(recipe)
+    for shown in ("", "gone-1"):
+        bar, choice = panel.follow(shown, request)
+        assert bar.visible
+        assert (choice.value, choice.choices) == (run, [(run, run)])
+    assert panel.follow(run, request) == nothing
+    workers.finish(run)
+    later = other.submit(recipe)
+    assert panel.follow(run, request)[1].value == later
 
 
 @pytest.mark.parametrize(

@@ -381,37 +381,101 @@ def test_the_summary_has_the_shape_that_show_prints(folder: RunFolder) -> None:
     }
 
 
-def long_run(folder: RunFolder, steps: int, start: int = 1) -> None:
+def long_run(folder: RunFolder, steps: int, start: int = 1, at_s: float = 1000.0) -> None:
+    """Write the steps from `start` on, one a second."""
+    line = (
+        '{"time": %d.0, "event": "step", "step": %d, "epoch": 1.2, "loss": %r, "grad_norm": 1.1, '
+        '"learning_rate": 0.0001, "tokens_per_s": 9.0, "tokens_seen": 10, '
+        '"memory_bytes": 12345678, "seconds_left": 1.0}\n'
+    )
     with folder.events.open("a", encoding="utf-8") as out:
-        for at in range(start, start + steps):
-            about = {"step": at, "loss": 1 / at, "tokens_per_s": 9.0, "seconds_left": 1.0}
-            event = {"time": 1000.0 + at, "event": "step", **about, "learning_rate": 1e-4}
-            out.write(json.dumps(event) + "\n")
+        out.writelines(line % (at_s + at, at, 1 / at) for at in range(start, start + steps))
+
+
+def tell(folder: RunFolder, *told: dict[str, Any]) -> None:
+    """Write events with times of their own."""
+    with folder.events.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(event) + "\n" for event in told)
+
+
+def even_gaps(history: History) -> set[int]:
+    return {after["step"] - before["step"] for before, after in pairwise(history.steps)}
 
 
 def test_of_a_million_steps_some_thousand_are_kept_and_the_newest(folder: RunFolder) -> None:
     write(folder, ("stage", {"stage": "train"}), ("started", {"total_steps": 10**6}))
-    long_run(folder, 50_000)
-    history = History(folder)
-    tracemalloc.start()
-    history.update()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 12e6, "the file has 6 MB, of which little is held at once"
+    long_run(folder, 200_000)
+    start = time.process_time()
+    history = History(folder).update()
+    assert time.process_time() - start < 0.5, "the file has 40 MB, of which little is parsed"
     assert 2000 <= len(history.steps) <= 4001
     assert history.steps[0]["step"] == 1
-    gaps = {after["step"] - before["step"] for before, after in pairwise(history.steps[1:])}
-    assert len(gaps) == 1, "what is kept lies evenly"
-    assert history.step == history.newest["step"] == 50_000
+    assert len(even_gaps(history)) == 1, "what is kept lies evenly"
+    assert history.step == history.newest["step"] == 200_000
     before = history.rewritten
-    long_run(folder, 3, start=50_001)
+    long_run(folder, 3, start=200_001)
     history.update()
-    assert (history.step, history.rewritten) == (50_003, before)
-    long_run(folder, 60_000, start=50_004)
+    assert (history.step, history.rewritten) == (200_003, before)
+    long_run(folder, 60_000, start=200_004)
+    tracemalloc.start()
     assert history.update().rewritten > before
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6, "12 MB more, of which little is held at once"
     summary = history.summary()
     assert summary["first_train_loss"] == 1.0
-    assert summary["last_train_loss"] == pytest.approx(1 / 110_003)
+    assert summary["last_train_loss"] == pytest.approx(1 / 260_003)
+
+
+def test_the_times_of_a_long_run_are_those_of_all_its_steps(folder: RunFolder) -> None:
+    tell(folder, {"time": 1000.0, "event": "stage", "stage": "train"})
+    long_run(folder, 5_000)
+    tell(folder, {"time": 6000.5, "event": "stage", "stage": "evaluate"})
+    tell(folder, {"time": 6003.0, "event": "eval", "step": 5_000, "loss": 1.0})
+    tell(folder, {"time": 6004.0, "event": "stage", "stage": "train"})
+    long_run(folder, 5_001, start=5_001, at_s=1004.0)
+    history = History(folder).update()
+    assert history.thinnings
+    assert history.last_time == 11_005.0
+    assert history.seconds == {"train": 10_001.5, "evaluate": 3.5}
+
+
+def test_a_long_run_goes_on_from_the_very_step_of_its_checkpoint(folder: RunFolder) -> None:
+    tell(folder, {"time": 1000.0, "event": "stage", "stage": "train"})
+    long_run(folder, 9_003)
+    tell(folder, {"time": 20_003.0, "event": "resumed", "step": 8_002})
+    history = History(folder).update()
+    assert history.thinnings
+    assert history.away_s == 10_000.0, "it was over since step 9,003, not since one that is kept"
+    assert (history.step, history.steps[-1]["step"]) == (8_002, 8_001)
+    long_run(folder, 4_000, start=8_003, at_s=20_000.0)
+    assert history.update().step == 12_002
+    assert len(even_gaps(history)) == 1
+
+
+@pytest.mark.parametrize("block", [97, events_module.BLOCK_BYTES])
+def test_a_run_looked_at_while_it_grows_is_the_same_as_one_seen_at_its_end(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """However its lines are torn between two looks, or between two blocks of one."""
+    tell(folder, {"time": 1000.0, "event": "stage", "stage": "train"})
+    for start in range(1, 5_000, 500):
+        long_run(folder, 500, start=start)
+        tell(folder, {"time": 1000.0 + start + 499, "event": "eval", "step": start, "loss": 1.0})
+    tell(folder, {"time": 9_000.0, "event": "resumed", "step": 3_333})
+    long_run(folder, 2_000, start=3_334, at_s=9_000.0)
+    whole = folder.events.read_bytes()
+    at_end = History(folder).update()
+    monkeypatch.setattr(events_module, "BLOCK_BYTES", block)
+    folder.events.write_bytes(b"")
+    grown = History(folder)
+    with folder.events.open("ab", buffering=0) as out:
+        for at in range(0, len(whole), 9_973):
+            out.write(whole[at : at + 9_973])
+            grown.update()
+    assert at_end.thinnings
+    for name in ("steps", "newest", "evals", "thinnings", "seconds", "away_s", "last_time"):
+        assert getattr(grown, name) == getattr(at_end, name), name
 
 
 def test_the_time_of_each_stage_is_added_up(folder: RunFolder) -> None:

@@ -141,70 +141,11 @@ def test_a_stop_while_the_model_is_downloaded_ends_the_download(
     assert not any(lives(member) for member in family)
 
 
-# Between steps and within them
-
-
-@pytest.mark.parametrize("stage", ["evaluate", "sample"])
-def test_a_stop_before_the_first_step_waits_for_no_evaluation_and_no_answer(
-    studio: Studio, begin: Begin, stage: str
-) -> None:
-    # Trained bias vectors are not switched off with the adapter, so this run measures first.
-    changes = ["training.per_device_train_batch_size=1", "adapter.bias=lora_only"]
-    history = begin("forward", at(stage), *changes)
-    measured = len(history.evals)
-    studio.stop(history.folder.id, keep=True)
-    leave(history)
-    assert (history.status, history.step) == ("stopped", 0)
-    assert (len(history.evals), history.samples) == (measured, [])
-    assert "nothing to keep" in str(history.cause)
-
-
-def test_a_stop_in_a_step_ends_after_it_and_keeps_what_was_learned(
-    studio: Studio, begin: Begin
-) -> None:
-    changes = ["training.gradient_accumulation_steps=4", "training.per_device_train_batch_size=1"]
-    history = begin("forward", lambda found: found.step, "data.eval_fraction=0", *changes)
-    begun = history.step
-    studio.stop(history.folder.id, keep=True)
-    leave(history)
-    assert history.step <= begun + 1
-    assert (history.status, history.cause) == ("stopped", None)
-    assert history.ending["kept"] is True
-    assert history.folder.newest_adapter() == history.folder.adapter
-    assert f"Stopped at step {history.step}" in said(history)
-
-
-def test_a_stop_in_an_evaluation_between_steps_keeps_what_was_learned(
-    studio: Studio, begin: Begin
-) -> None:
-    def measures(history: History) -> bool:
-        return bool(history.step) and at("evaluate")(history)
-
-    changes = ["training.eval_steps=1", "training.per_device_train_batch_size=1"]
-    history = begin("forward", measures, *changes)
-    measured, step = len(history.evals), history.step
-    studio.stop(history.folder.id, keep=True)
-    leave(history)
-    assert (len(history.evals), history.step) == (measured, step)
-    assert history.ending["kept"] is True
-    assert history.folder.newest_adapter() == history.folder.adapter
-
-
-def test_a_paused_run_has_a_checkpoint_of_its_last_step(studio: Studio, begin: Begin) -> None:
-    history = begin("forward", lambda found: found.step >= 2, "data.eval_fraction=0")
-    begun = history.step
-    studio.pause(history.folder.id)
-    leave(history)
-    assert history.step <= begun + 1
-    assert (history.status, history.cause) == ("stopped", None)
-    assert history.ending["paused"] is True
-    assert history.folder.checkpoint_steps()[-1] == history.step
-    assert not history.folder.adapter.exists()
-    assert said(history) == f"Paused at step {history.step}. It can go on from there."
+# While it trains
 
 
 def test_a_polite_signal_from_outside_pauses_a_run_that_has_learned(begin: Begin) -> None:
-    history = begin("forward", lambda found: found.step >= 2, "data.eval_fraction=0")
+    history = begin("", lambda found: found.step >= 2)
     pid = process.pid_of(history.folder.process)
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
@@ -244,24 +185,6 @@ def test_who_asks_a_hanging_run_twice_keeps_its_last_checkpoint(
 
 
 # The end
-
-
-def test_a_stop_while_saving_lets_it_finish(studio: Studio, begin: Begin) -> None:
-    history = begin("save:short", at("save"), "training.max_steps=1")
-    studio.stop(history.folder.id, keep=True)
-    leave(history)
-    assert history.status == "finished"
-    assert history.folder.newest_adapter() == history.folder.adapter
-
-
-def test_a_polite_signal_while_saving_lets_it_finish(begin: Begin) -> None:
-    history = begin("save:short", at("save"), "training.max_steps=1")
-    pid = process.pid_of(history.folder.process)
-    assert pid is not None
-    os.kill(pid, signal.SIGTERM)
-    leave(history)
-    assert history.status == "finished"
-    assert history.folder.newest_adapter() == history.folder.adapter
 
 
 def test_a_run_discarded_while_saving_leaves_nothing(studio: Studio, begin: Begin) -> None:

@@ -24,6 +24,8 @@ from lora_studio.recipe import (
 )
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
+from lora_studio.settings import Settings
+from lora_studio.studio import Machine, Studio
 from lora_studio.ui import (
     data_checks,
     data_columns,
@@ -33,6 +35,7 @@ from lora_studio.ui import (
     length_chart,
     numbers,
     render,
+    run_panel,
 )
 from lora_studio.ui.data_panel import DataPanel, pasted_name
 from lora_studio.ui.draft import Draft
@@ -181,6 +184,18 @@ def write_run(folder: Path, steps: int) -> History:
     ]  # fmt: skip
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return History(RunFolder(folder)).update()
+
+
+def test_runs_are_offered_without_reading_what_they_have_been_through(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.runs.mkdir(parents=True)
+    for number in (1, 2):
+        write_run(settings.runs / f"run-{number}", 3)
+    studio = Studio(settings, Machine.open(settings, isolated=False))
+    monkeypatch.setattr(History, "update", lambda _: pytest.fail("a run's events were read"))
+    offered = run_panel.run_choices(studio, None)
+    assert {name for _, name in offered.choices} == {"run-1", "run-2"}
 
 
 def test_a_live_view_gets_only_what_is_after_its_cursor(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ from lora_studio.settings import Settings
 from lora_studio.studio import Machine, Studio
 from lora_studio.training import watchdogs
 from lora_studio.training.failures import asked_for
-from lora_studio.training.remedies import MOST_REMEDIES
+from lora_studio.training.remedies import MOST_REMEDIES, Remedies
 from lora_studio.training.session import Session
 from lora_studio.training.shrinking import smaller
 from lora_studio.training.watchdogs import BROKEN_STEPS, Pace, is_rising
 from lora_studio.ui import concerns
 from lora_studio.ui.language import Voice
+from lora_studio.ui.live import state
 from lora_studio.wording import table
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
@@ -310,6 +311,15 @@ def test_a_worker_whose_steps_take_long_may_be_silent_for_as_long(tmp_path: Path
     assert silent_for(tmp_path, SILENT_TIMES * 60 + 60, step_s=60).concerns
 
 
+def test_of_a_long_run_it_is_told_as_soon(tmp_path: Path) -> None:
+    """Its history holds one step of many, so that those it holds lie far apart."""
+    history = silent_for(tmp_path, SILENT_S + 60)
+    history.steps = [step | {"step": 64 * step["step"]} for step in history.steps]
+    for step in history.steps:
+        step["time"] = history.last_time - (history.steps[-1]["step"] - step["step"])
+    assert [concern.key for concern in history.concerns] == ["run.silent"]
+
+
 def test_a_run_that_is_over_is_not_called_silent(tmp_path: Path) -> None:
     history = silent_for(tmp_path, SILENT_S + 60)
     with EventWriter(history.folder.events) as events:
@@ -583,6 +593,41 @@ def test_a_worker_that_left_no_word_is_answered_by_the_prediction(
     assert remedies[0]["kind"] == "batch"
     unknown = ended(studio, pairs, with_words=False, source="owner/never-seen")
     assert studio.remedies(unknown) == []
+
+
+def test_a_page_that_asks_again_and_again_is_answered_without_a_new_prediction(
+    studio: Studio, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = studio.history(ended(studio, pairs, with_words=False))
+    predicted: list[Recipe] = []
+    real = Remedies.less_memory
+    monkeypatch.setattr(
+        Remedies, "less_memory", lambda one: predicted.append(one.recipe) or real(one)
+    )
+    shown = [concerns.shown(studio, history, Voice(None)) for _ in range(3)]
+    assert len(predicted) == 1
+    assert shown[0]["retry"]
+    assert shown == [shown[0]] * 3
+    shorter = history.folder.read_recipe().changed(["data.max_length=128"])
+    history.folder.recipe.write_text(shorter.to_yaml(), encoding="utf-8")
+    os.utime(history.folder.recipe, ns=(1, 1))
+    assert concerns.shown(studio, history, Voice(None)) != shown[0]
+    history.folder.data.mkdir()
+    (history.folder.data / "report.json").write_text('{"torn', encoding="utf-8")
+    concerns.shown(studio, history, Voice(None))
+    assert len(predicted) == 3
+
+
+def test_a_lost_run_of_a_later_version_is_shown_and_not_tried_again(
+    studio: Studio, pairs: Path
+) -> None:
+    """Its worker was killed before its first event."""
+    history = studio.history(ended(studio, pairs, with_words=False))
+    history.folder.recipe.write_text("version: 99\n", encoding="utf-8")
+    history.folder.events.unlink()
+    again = History(history.folder).update()
+    assert state(again, Voice(None))["status"] == "lost"
+    assert concerns.shown(studio, again, Voice(None)) == {"concerns": [], "retry": []}
 
 
 def test_the_command_line_says_how_to_try_again(

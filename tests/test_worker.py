@@ -6,21 +6,21 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from workers import finish, open_studio, until
 
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import RecipeError, RunError
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
 from lora_studio.runs.events import read_events
+from lora_studio.runs.folder import create
 from lora_studio.runs.history import History
-from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Machine
+from lora_studio.training import worker
 
 pytestmark = [
     pytest.mark.usefixtures("nobody_left"),
@@ -29,30 +29,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
 ]
 
-WAIT_S = 240.0
 PLACES = ["Cotto", "The Mill", "Zizzi", "Aromi", "The Vaults"]
 AREAS = ["riverside", "city centre", "old town", "harbour"]
-
-
-def open_studio(home: Path) -> Studio:
-    settings = Settings(home=home, offline=True)
-    return Studio(settings, Machine.open(settings, isolated=False))
-
-
-def until(history: History, *, holds: Callable[[History], Any]) -> None:
-    """Wait until something holds of a run; a run that ends before is shown with its log."""
-    deadline = time.monotonic() + WAIT_S
-    while not holds(history.update()):
-        log = history.folder.stdout
-        assert not history.is_over or holds(history.update()), log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline, f"{history.status}, {history.stage}"
-        time.sleep(0.05)
-
-
-def finish(studio: Studio, run: str) -> History:
-    history = studio.history(run)
-    until(history, holds=lambda found: found.is_over)
-    return history
+TOKEN = "hf_nobodymayreadthis"
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +62,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(home: Path, recipe: Recipe) -> History:
     """A run that went its whole way, seen by a second studio that was opened meanwhile."""
-    first = open_studio(home)
-    run = first.start(recipe)
+    first = open_studio(home, hub_token=f"{TOKEN}1")
+    run = first.start(recipe, token=f"{TOKEN}2")
     with pytest.raises(RunError, match=f"The run {run} is training"):
         first.start(recipe)
     restarted = open_studio(home)
@@ -153,6 +132,15 @@ def test_data_and_its_origin_are_kept_with_the_run(finished: History) -> None:
     assert (report["trained_rows"], report["eval_rows"]) == (16, 4)
     assert (finished.folder.data / "train.arrow").is_file()
     assert (finished.folder.data / "evaluation.arrow").is_file()
+
+
+def test_the_hub_token_is_neither_in_the_run_folder_nor_in_a_log(
+    home: Path, finished: History
+) -> None:
+    written = [file for file in home.rglob("*") if file.is_file()]
+    assert finished.folder.stdout in written
+    assert len(written) > 10
+    assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
 
 
 def test_a_new_studio_finds_the_run_and_may_not_stop_it_again(
@@ -237,24 +225,34 @@ def test_a_killed_worker_is_lost_and_its_last_checkpoint_answers(
         studio.stop(run, keep=False)
 
 
+@pytest.mark.usefixtures("signals_put_back")
+@pytest.mark.parametrize("why", ["few", "short"])
 def test_a_run_that_cannot_work_fails_with_a_sentence(
-    home: Path, recipe: Recipe, tmp_path: Path
-) -> None:
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     file = tmp_path / "few.jsonl"
     rows = [{"prompt": f"Question {at}", "completion": "An answer"} for at in range(3)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    studio = open_studio(home)
-    few = finish(studio, studio.start(recipe.with_files([str(file)])))
-    assert few.status == "failed"
-    assert "There are 2 rows to learn from, fewer than one batch of 4" in str(few.cause)
-
-    short = replace(recipe, data=replace(recipe.data, max_length=8))
-    cut = finish(studio, studio.start(short))
-    assert "At a maximum length of 8 tokens no row keeps any of its answer" in str(cut.cause)
-    for history in (few, cut):
-        assert "Traceback" not in str(history.cause)
-        assert "Traceback" in history.folder.stdout.read_text(encoding="utf-8")
-        assert history.folder.newest_adapter() is None
+    wrong, said = {
+        "few": (
+            recipe.with_files([str(file)]),
+            "There are 2 rows to learn from, fewer than one batch of 4",
+        ),
+        "short": (
+            recipe.changed(["data.max_length=8"]),
+            "At a maximum length of 8 tokens no row keeps any of its answer",
+        ),
+    }[why]
+    folder = create(tmp_path / "home" / "runs", wrong)
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
+    assert worker.main([str(folder.path)]) == 1
+    history = History(folder).update()
+    assert history.status == "failed"
+    assert said in str(history.cause)
+    assert "Traceback" not in str(history.cause)
+    assert "Traceback" in caplog.text
+    assert folder.newest_adapter() is None
 
 
 def test_what_can_be_seen_at_once_is_refused_at_once_and_all_of_it(

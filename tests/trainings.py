@@ -12,7 +12,9 @@ import torch
 from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder, create
+from lora_studio.runs.history import History
 from lora_studio.settings import Settings
+from lora_studio.training import worker
 from lora_studio.training.reporting import Reporter
 from lora_studio.training.session import Session
 
@@ -60,6 +62,16 @@ def runs_in(folder: Path, settings: Settings) -> Iterator[Callable[[Recipe], Run
     yield build
     for writer in writers:
         writer.close()
+
+
+def work(folder: RunFolder, settings: Settings) -> History:
+    """Train a run in this process as its worker would, to its end.
+
+    The worker takes SIGTERM as its own: use it with the fixture `signals_put_back`.
+    """
+    with EventWriter(folder.events) as events:
+        worker.run(folder, folder.read_recipe(), events, settings)
+    return History(folder).update()
 
 
 def recipe_over(data: Path, model: Path, *changes: str) -> Recipe:

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 RESERVE_BYTES = 65_536
+BLOCK_BYTES = 65_536
+"""Read at once: larger blocks are slower, as their memory is asked for anew each time."""
 ENDS = frozenset({"finished", "stopped", "failed"})
 """Events after which a run is over."""
 
@@ -92,30 +94,29 @@ def _is_torn(file: Path) -> bool:
 def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Return the events after a byte offset, and the offset to go on from."""
     events = []
-    for line, after in new_lines(file, offset):
+    for lines, after in new_lines(file, offset):
         offset = after
-        event = parsed(line)
-        if event is not None:
-            events.append(event)
+        events += [event for event in map(parsed, lines) if event is not None]
     return events, offset
 
 
-def new_lines(file: Path, offset: int) -> Iterator[tuple[bytes, int]]:
-    """Yield each whole line after a byte offset, and the offset behind it.
+def new_lines(file: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:
+    """Yield whole lines after a byte offset, many at a time, and the offset behind them.
 
     A last line without its line end is still being written: it is left for the next read.
     """
     try:
-        source = file.open("rb")
+        source = file.open("rb", buffering=0)
     except FileNotFoundError:
         return
     with source:
         source.seek(offset)
-        for line in source:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            yield line, offset
+        rest = b""
+        while block := source.read(BLOCK_BYTES):
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            offset += len(block)
+            yield lines, offset - len(rest)
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

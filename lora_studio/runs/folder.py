@@ -98,6 +98,10 @@ class RunFolder:
         """Read the run's recipe."""
         return read_recipe(self.recipe.read_text(encoding="utf-8"))
 
+    def waits(self) -> bool:
+        """Return whether the run stands in the line and nobody has started it yet."""
+        return self.queued.exists() and not self.process.exists()
+
     def stop_wish(self) -> str | None:
         """Return `keep`, `discard` or `pause` if somebody asked the run to stop, else None."""
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lora_studio.errors import StudioError, from_dict
+from lora_studio.errors import RecipeError, StudioError, from_dict
 from lora_studio.runs.checkpoints import newest_known
 from lora_studio.runs.events import ENDS, new_lines, parsed
 from lora_studio.runs.folder import RunFolder
@@ -101,26 +102,42 @@ class History:
     def update(self) -> History:
         """Take in the events written since the last call; return this history."""
         with self._lock:
-            passed: bytes | None = None
-            for line, after in new_lines(self.folder.events, self._offset):
+            for lines, after in new_lines(self.folder.events, self._offset):
                 self._offset = after
-                if STEP in line[:WHERE_STEP] and self._passes():
-                    passed = line
-                    continue
-                passed = None
-                event = parsed(line)
-                if event is not None:
-                    self._take(event)
-            last = parsed(passed) if passed else None
-            if last is not None:
-                self._take_time(last)
-                self.newest, self.last_time = last, last["time"]
+                self._take_lines(lines)
         return self
 
-    def _passes(self) -> bool:
-        """Return whether a step is left out, unread: those of a long run are a million lines."""
-        number, self._seen = self._seen, self._seen + 1
-        return number % 2**self.thinnings != 0
+    def _take_lines(self, lines: Sequence[bytes]) -> None:
+        """Take in lines in their order; those of a long run are a million steps."""
+        start = 0
+        for at, line in enumerate(lines):
+            if line.find(STEP, 0, WHERE_STEP) < 0:
+                self._take_steps(lines[start:at])
+                self._take_line(line)
+                start = at + 1
+        self._take_steps(lines[start:])
+
+    def _take_steps(self, lines: Sequence[bytes]) -> None:
+        """Take in steps that follow each other: of a long run one in so many, and the last."""
+        until = self._seen + len(lines)
+        while (kept := self._next_kept()) < until:
+            self._take_line(lines[kept - until])
+            self._seen = kept + 1
+        last = parsed(lines[-1]) if self._seen < until else None
+        if last is not None:
+            self._take_time(last)
+            self.newest, self.last_time = last, last["time"]
+        self._seen = until
+
+    def _next_kept(self) -> int:
+        """Return which step, counted from 0, is the next that is not left out unread."""
+        every = 2**self.thinnings
+        return -(-self._seen // every) * every
+
+    def _take_line(self, line: bytes) -> None:
+        event = parsed(line)
+        if event is not None:
+            self._take(event)
 
     def _thin(self) -> None:
         self.steps[:] = self.steps[::2]
@@ -154,7 +171,9 @@ class History:
         """Forget what came after the checkpoint that the run goes on from, and that it was over."""
         for entries in (self.steps, self.evals, self.samples, self.warnings):
             entries[:] = [entry for entry in entries if entry.get("step", 0) <= event["step"]]
-        self.newest = self.steps[-1] if self.steps else {}
+        # The step itself may be one that was left out.
+        self.newest = self.steps[-1] | {"step": event["step"]} if self.steps else {}
+        self._seen = event["step"]
         self.stage, self.ending, self.saved, self.early = {}, {}, {}, {}
         self.away_s += max(event["time"] - (self.last_time or event["time"]), 0.0)
         self.resumes += 1
@@ -167,14 +186,15 @@ class History:
     @property
     def status(self) -> Status:
         """Where the run stands; computed, never stored."""
+        if self.folder.waits():
+            return "queued"
         if self.ending and not self._is_taken_up:
             kind: Status = self.ending["event"]
             return kind
         if not self.folder.process.exists():
-            if self.folder.queued.exists():
-                return "queued"
             waited_s = time.time() - self.folder.recipe.stat().st_mtime
-            return "queued" if waited_s < STARTING_S else "lost"
+            has_begun = self.first_time is not None or waited_s > STARTING_S
+            return "lost" if has_begun else "queued"
         if not is_running(self.folder.process):
             # The worker may have written its last words between the two looks.
             self.update()
@@ -239,8 +259,13 @@ class History:
 
     def _never_began(self) -> StudioError | None:
         """Say that machines did not meet, where that is why nothing was ever written."""
-        launch = self.folder.read_recipe().launch if self.first_time is None else None
-        if launch is None or launch.num_machines == 1:
+        if self.first_time is not None:
+            return None
+        try:
+            launch = self.folder.read_recipe().launch
+        except RecipeError:  # of a later version of this program
+            return None
+        if launch.num_machines == 1:
             return None
         where = f"{launch.main_process_ip}:{launch.main_process_port}"
         return StudioError("launch.not_met", machines=launch.num_machines, where=where)
@@ -258,8 +283,9 @@ class History:
         """Return for how long a living worker has written nothing, if that is unusually long."""
         if self.last_time is None or self._is_taken_up or self.status in {"queued", *ENDED}:
             return None
-        recent = [event["time"] for event in self.steps[-RECENT_STEPS:]]
-        step_s = (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
+        recent = self.steps[-RECENT_STEPS:]
+        steps = recent[-1]["step"] - recent[0]["step"] if recent else 0
+        step_s = (recent[-1]["time"] - recent[0]["time"]) / steps if steps else 0.0
         silent_s = time.time() - self.last_time
         return silent_s if silent_s > max(SILENT_S, SILENT_TIMES * step_s) else None
 

@@ -6,8 +6,10 @@ each process its RANK, LOCAL_RANK and WORLD_SIZE, and ends all of them when one 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.hardware import QUANTISED, Hardware
@@ -15,6 +17,8 @@ from lora_studio.methods import chosen
 from lora_studio.recipe import LaunchSpec, Recipe
 
 LAUNCHER = "accelerate.commands.launch"
+PROGRAM = Path(__file__).resolve().parents[2]
+"""Where a worker finds this package, whatever folder it is started in."""
 WHOLE = frozenset({"dora", "pissa"})
 """Methods that compute with a whole weight, which no process has under FSDP."""
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -86,11 +90,13 @@ def environment(launch: LaunchSpec, environ: Mapping[str, str]) -> dict[str, str
     named = environ.get("CUDA_VISIBLE_DEVICES")
     here = launch.processes_here
     devices = [str(place) for place in range(here)] if named is None else named.split(",")[:here]
+    paths = [str(PROGRAM), environ.get("PYTHONPATH", "")]
     return {
         **{name: value for name, value in environ.items() if name not in RANKS},
         # `hardware` counts as nvidia-smi does, by place; CUDA would begin with the fastest.
         "CUDA_DEVICE_ORDER": environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S),
     }
 

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,10 @@ from typing import Literal
 import psutil
 
 from lora_studio.hardware import usable_cores
-from lora_studio.runs import launching
+from lora_studio.recipe import LaunchSpec
+from lora_studio.runs import launching, standby
 from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.standby import StandBy
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,13 @@ Wish = Literal["keep", "discard", "pause"]
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def start(folder: RunFolder, *, environment: Mapping[str, str], resume: bool = False) -> int:
+def start(
+    folder: RunFolder,
+    *,
+    environment: Mapping[str, str],
+    resume: bool = False,
+    ready: StandBy | None = None,
+) -> int:
     """Start the worker of a run and note its pid and start time; return the pid.
 
     It is the pid of the launcher where the recipe has several processes.
@@ -42,31 +50,59 @@ def start(folder: RunFolder, *, environment: Mapping[str, str], resume: bool = F
         folder: A run folder with its recipe.
         environment: Added to this process's environment; a token goes here and nowhere else.
         resume: Go on from the last checkpoint.
+        ready: A worker that waits takes the run, if there is one as it would be started now.
     """
     launch = folder.read_recipe().launch
-    worker = [WORKER, str(folder.path), *(["--resume"] if resume else [])]
+    arguments = [str(folder.path), *(["--resume"] if resume else [])]
     for file in folder.failures():
         file.unlink(missing_ok=True)
-    root = Path(__file__).resolve().parents[2]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    env = {
-        **launching.environment(launch, os.environ),
-        **environment,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }
+    env = _environment(launch, environment)
     written = folder.events.stat().st_size if folder.events.exists() else 0
     with folder.stdout.open("ab") as output:
+        waiting = ready.take(_command([standby.FLAG], launch), env) if ready else None
+        if waiting is not None:
+            try:
+                _note(folder, waiting, written)
+                standby.hand_over(waiting, arguments, env)
+            except OSError as error:
+                log.info("the worker that waited cannot take the run: %s", error)
+                standby.end(waiting)
+            else:
+                return waiting.pid
         started = subprocess.Popen(
-            launching.command(worker, launch, usable_cores()),
+            _command(arguments, launch),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=env,
             start_new_session=True,
         )
-    _CHILDREN[started.pid] = started
-    write_identity(folder.process, started.pid, written=written)
+    _note(folder, started, written)
     return started.pid
+
+
+def make_ready(ready: StandBy, *, environment: Mapping[str, str]) -> None:
+    """Have a worker wait that `start` will find for a run of one process.
+
+    Args:
+        ready: Who has it wait.
+        environment: As in `start`.
+    """
+    alone = LaunchSpec()
+    ready.prepare(_command([standby.FLAG], alone), _environment(alone, environment))
+
+
+def _command(arguments: Sequence[str], launch: LaunchSpec) -> list[str]:
+    return launching.command([WORKER, *arguments], launch, usable_cores())
+
+
+def _environment(launch: LaunchSpec, environment: Mapping[str, str]) -> dict[str, str]:
+    return launching.environment(launch, os.environ) | dict(environment)
+
+
+def _note(folder: RunFolder, worker: subprocess.Popen[bytes], written: int) -> None:
+    _CHILDREN[worker.pid] = worker
+    write_identity(folder.process, worker.pid, written=written)
 
 
 def write_identity(file: Path, pid: int, *, written: int = 0) -> None:

@@ -1,7 +1,8 @@
 """Runs that wait for the accelerator: a note in each one's folder says its place in the line.
 
 The line is these notes and nothing else, so it survives every process, and a run that is removed
-has left it. Who is busy, and when the next may start, is not known here.
+has left it. A run whose worker is noted has been started, whether or not its starter lived to take
+it out. Who is busy, and when the next may start, is not known here.
 """
 
 from __future__ import annotations
@@ -57,12 +58,14 @@ class Queue:
             Waiting(folder, visitor, _read(folder.queued))
             for visitor, runs in self._everybodys_runs()
             for folder in (RunFolder(note.parent) for note in runs.glob("*/queued"))
+            if folder.waits()
         ]
         return sorted(found, key=lambda run: (run.place, run.folder.id))
 
     def add(self, folder: RunFolder) -> None:
-        """Put a run at the end of the line."""
+        """Put a run at the end of the line; a worker that it had before is over and forgotten."""
         with self._guard:
+            folder.process.unlink(missing_ok=True)
             _write(folder.queued, max((run.place for run in self.waiting()), default=0) + 1)
 
     def remove(self, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""The worker process: `python -m lora_studio.training.worker RUN_DIR [--resume]`.
+"""The worker process: `python -m lora_studio.training.worker RUN_DIR [--resume]`, or `--stand-by`.
 
 It reads the run's recipe, trains, and writes events; nothing else passes between it and the
 program that started it. Stopping is asked for by the run's `stop` file.
@@ -22,9 +22,11 @@ from lora_studio.recipe import Recipe
 from lora_studio.runs import checkpoints, process
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.standby import FLAG
 from lora_studio.settings import Settings
 from lora_studio.training import ranks
 from lora_studio.training.failures import explain
+from lora_studio.training.standby import wait_for_run
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +132,13 @@ def run(
 
 
 def main(arguments: list[str]) -> int:
-    """Run the worker; return 0 when finished or stopped, 1 when failed."""
+    """Run the worker; return 0 when finished, stopped or not needed, 1 when failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    if arguments == [FLAG]:
+        given = wait_for_run()
+        if given is None:
+            return 0
+        arguments = given
     folder = RunFolder(Path(arguments[0]))
     settings = Settings.from_environment()
     with ranks.open_events(folder) as events:

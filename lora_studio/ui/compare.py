@@ -152,9 +152,9 @@ class CompareTab:
     def choices(self, request: gr.Request, wanted: str | None = None) -> Any:
         """Offer the runs that have an adapter, the wanted or newest one chosen."""
         usable = [
-            history.folder.id
-            for history in self.door.enter(request).runs()
-            if history.folder.newest_adapter() is not None
+            folder.id
+            for folder in self.door.enter(request).folders()
+            if folder.newest_adapter() is not None
         ]
         chosen = wanted if wanted in usable else (usable[0] if usable else None)
         return gr.Dropdown(choices=usable, value=chosen)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.errors import RunError
+from lora_studio.errors import RunError, StudioError
 from lora_studio.runs.history import History
 from lora_studio.studio import Studio
 from lora_studio.training.remedies import Remedy
@@ -20,9 +20,18 @@ MOST_SAID = 4
 def shown(studio: Studio, history: History, voice: Voice) -> dict[str, list[str]]:
     """Return the sentences of the watchdogs, and the labels of the buttons that would mend it."""
     said = [concern.say(voice.language) for concern in history.concerns[-MOST_SAID:]]
-    over = history.is_over and not studio.is_recorded(history.folder)
-    remedies = studio.remedies(history.folder.id) if over else []
-    return {"concerns": said, "retry": [label(remedy, voice) for remedy in remedies]}
+    retry = [label(remedy, voice) for remedy in _offered(studio, history)]
+    return {"concerns": said, "retry": retry}
+
+
+def _offered(studio: Studio, history: History) -> list[Remedy]:
+    """Return what an ended run can be tried again with; nothing where its recipe is unreadable."""
+    if not history.is_over or studio.is_recorded(history.folder):
+        return []
+    try:
+        return studio.remedies(history.folder.id)
+    except StudioError:
+        return []
 
 
 def label(remedy: Remedy, voice: Voice) -> str:

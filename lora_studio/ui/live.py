@@ -172,11 +172,18 @@ def _sentence(history: History, voice: Voice) -> str:
         return voice(f"status_{word}", step=history.step)
     if status == "finished":
         return _result(history, voice)
+    if status == "queued" and history.step:
+        return voice("status_queued_again")
     words = [voice(f"status_{status}")]
     if status in ("training", "evaluating", "saving") and history.total_steps:
         share = history.step / history.total_steps
         words.append(
-            voice("status_step", step=history.step, total=history.total_steps, share=f"{share:.0%}")
+            voice(
+                "status_step",
+                step=f"{history.step:,}",
+                total=f"{history.total_steps:,}",
+                share=f"{share:.0%}",
+            )
         )
     if left is not None and status in ("training", "evaluating"):
         words.append(voice("status_left", time=numbers.duration(left, voice.language)))
@@ -213,7 +220,8 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
             [voice("tile_memory"), numbers.size(last["memory_bytes"])],
         ]
     if history.first_time:
-        until = history.last_time if history.is_over else time.time()
+        stands = history.is_over or history.status == "queued"
+        until = history.last_time if stands else time.time()
         spent = (until or history.first_time) - history.first_time - history.away_s
         tiles.append([voice("tile_elapsed"), numbers.duration(spent, voice.language)])
     if history.steps and history.status in ("training", "evaluating"):
@@ -223,7 +231,7 @@ def _tiles(history: History, voice: Voice) -> list[list[str]]:
 
 
 def _spent(history: History, voice: Voice) -> str:
-    """Return how long each phase of a run took, in words."""
+    """Return how long each phase of a run took, in words; of one phase the tile tells."""
     spent = {name: history.seconds.get(name, 0.0) for name in PHASES}
     spent = {"prepare": sum(history.seconds.values()) - sum(spent.values())} | spent
     parts = [
@@ -231,7 +239,7 @@ def _spent(history: History, voice: Voice) -> str:
         for name, seconds in spent.items()
         if seconds >= 1
     ]
-    return " · ".join(parts)
+    return " · ".join(parts) if len(parts) > 1 else ""
 
 
 def _measured(entry: Mapping[str, Any], voice: Voice) -> list[list[str]]:

@@ -253,8 +253,8 @@ class RecipePanel:
         names = [recipe.name for recipe in kept]
         others = [(recipe.name, f"{SAVED}{recipe.name}") for recipe in kept if recipe.recipe]
         others += [
-            (voice("recipes_run", run=history.folder.id), f"{RUN}{history.folder.id}")
-            for history in studio.runs()
+            (voice("recipes_run", run=folder.id), f"{RUN}{folder.id}")
+            for folder in studio.folders()
         ]
         known = [value for _, value in others]
         return [

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import RunError, StudioError
+from lora_studio.runs.history import History
 from lora_studio.studio import PATIENCE_S, Studio
 from lora_studio.ui import concerns
 from lora_studio.ui.language import Voice, text
@@ -92,11 +93,7 @@ class RunPanel:
 
     def watch(self, run: Any, shown: Any, request: gr.Request) -> Any:
         """Show the buttons that make sense for the run as it stands; change nothing if they do."""
-        studio = self.door.enter(request)
-        try:
-            history = studio.history(str(run)) if run else None
-        except RunError:
-            history = None
+        history = _known(self.door.enter(request), run)
         status = f"{run}:{history.status}" if history else ""
         if status == shown:
             return gr.skip()
@@ -110,6 +107,14 @@ class RunPanel:
         resume = gr.Button(visible=resumable)
         compare = gr.Button(visible=usable, variant="secondary" if resumable else "primary")
         return status, busy, busy, busy, asks, asks, leaves, resume, compare, ready, again
+
+    def follow(self, run: Any, request: gr.Request) -> tuple[Any, Any]:
+        """Show what trains now, whoever started it, unless the run that is shown goes on."""
+        studio = self.door.enter(request)
+        active, shown = studio.active(), _known(studio, run)
+        if active is None or (shown is not None and not shown.is_over):
+            return gr.skip(), gr.skip()
+        return gr.Row(visible=True), run_choices(studio, active.folder.id)
 
     def show_recipe(self, run: Any, request: gr.Request) -> tuple[Any, str]:
         """Show the settings a run was started with, as its recipe file."""
@@ -139,9 +144,13 @@ class RunPanel:
         self._act(lambda studio: studio.unqueue(str(run)), request)
 
     def go_on(self, run: Any, token: Any, request: gr.Request) -> None:
-        """Let a run that was broken off go on from its last checkpoint."""
+        """Let a run that was broken off go on from its last checkpoint, or line it up."""
         self._act(lambda studio: studio.resume(str(run), token=token or None), request)
-        gr.Info(Voice(request)("resume_asked"))
+        studio, voice = self.door.enter(request), Voice(request)
+        if str(run) in studio.queue():
+            concerns.say_place(studio, str(run), voice)
+        else:
+            gr.Info(voice("resume_asked"))
 
     def retry(self, event: gr.EventData, request: gr.Request) -> Any:
         """Start the run again with the settings of the button that was clicked, and show it."""
@@ -176,9 +185,17 @@ class RunPanel:
             raise toast(error, request) from error
 
 
+def _known(studio: Studio, run: Any) -> History | None:
+    """Return what a run has been through; None for none, and for one that is gone."""
+    try:
+        return studio.history(str(run)) if run else None
+    except RunError:
+        return None
+
+
 def run_choices(studio: Studio, chosen: str | None) -> Any:
     """Return the run list, one of them chosen."""
-    return gr.Dropdown(choices=[history.folder.id for history in studio.runs()], value=chosen)
+    return gr.Dropdown(choices=[folder.id for folder in studio.folders()], value=chosen)
 
 
 def _asking(*, sure: bool) -> tuple[gr.Button, ...]:

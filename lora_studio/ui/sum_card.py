@@ -24,6 +24,13 @@ element.addEventListener('click', (event) => {
   if (button) trigger('click', { changes: JSON.parse(button.dataset.changes) });
 });"""
 
+# On a phone the card is a bar that shows the least until it is opened.
+UNFOLD = """\
+() => {
+  const isOpen = document.querySelector('#sum').classList.toggle('open');
+  document.querySelector('#sum-more').setAttribute('aria-expanded', isOpen);
+}"""
+
 
 @dataclass(frozen=True, slots=True)
 class SumCard:
@@ -51,6 +58,7 @@ class SumCard:
 def build(door: Door, form: Form) -> SumCard:
     """Lay out the card."""
     with gr.Column(elem_classes="ls-card ls-sum", elem_id="sum"):
+        gr.Button(text("sum_more"), size="sm", elem_id="sum-more").click(None, js=UNFOLD)
         gr.HTML(text("your_run"), elem_classes="ls-title")
         total = gr.HTML(elem_id="total")
         prediction = gr.HTML(elem_id="prediction", js_on_load=ON_FIX, padding=False)

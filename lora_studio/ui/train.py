@@ -152,6 +152,10 @@ class TrainTab:
         self.panel.queue.tick(
             self.name_start, None, self.sum.start, show_progress="hidden", queue=False
         )
+        self.panel.queue.tick(
+            self.panel.follow, self.panel.run, [self.panel.bar, self.panel.run],
+            show_progress="hidden", queue=False,
+        )  # fmt: skip
         changed = [self.goals.mode, *self.form.inputs]
         self.sum.prediction.click(self.make_fit, self.inputs, changed, show_progress="hidden")
         self.text.card.found.change(
@@ -245,6 +249,8 @@ class TrainTab:
             recipe=recipe, names=names or (), goal=goals.goal_of(goal), mode=goals.mode_of(mode)
         )
         outlook = studio.outlook(recipe, found)
+        if found:
+            studio.make_ready(recipe)
         recommended = goals.recommendation(goal, found, outlook.info, studio.hardware)
         return [
             *sum_card.shown(outlook, recipe, found, studio.hardware.device, voice),
@@ -343,12 +349,12 @@ class TrainTab:
         draft = Draft.read(kept)
         files = lend(Shelf.of(studio.settings).paths(draft.names))
         active = studio.active()
-        runs = studio.runs()
-        latest = active or (runs[0] if runs else None)
+        folders = studio.folders()
+        latest = active.folder if active else folders[0] if folders else None
         return [
             gr.Row(visible=latest is not None),
-            run_choices(studio, latest.folder.id if latest else None),
-            latest.folder.id if latest else "",
+            run_choices(studio, latest.id if latest else None),
+            latest.id if latest else "",
             draft.goal,
             *model_card.show(draft.recipe.model.source, studio, voice),
             files or None,

@@ -1,0 +1,134 @@
+"""What happens around a page, in real browsers: it is closed, there are two, its app is killed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from browser import App, chromium
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_page import CURVE, LONG, add, all_settings, choose_tiny, points_of, settle, start
+from workers import until
+
+from lora_studio.runs.events import read_events
+from lora_studio.runs.folder import RunFolder
+from lora_studio.runs.history import History
+from lora_studio.wording import say
+
+pytestmark = pytest.mark.ui
+CURVE_BEGINS = CURVE.replace(".length", "[0]")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, chromium(playwright) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def apps(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[App]]:
+    """Two apps on one home folder."""
+    first = App(tmp_path_factory.mktemp("app"))
+    home = {"LORA_STUDIO_HOME": str(first.home)}
+    other = App(tmp_path_factory.mktemp("other-app"), **home)
+    shutil.copytree(tiny_llama, first.home / "models" / "tiny")
+    try:
+        yield [first.start(), other.start()]
+    finally:
+        other.end()
+        first.end()
+
+
+def visit(browser: Browser, app: App) -> Page:
+    page = browser.new_context(viewport={"width": 1360, "height": 1400}).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(app.url)
+    settle(page)
+    return page
+
+
+def ready(page: Page, data: Path) -> Page:
+    """Choose all that a run needs."""
+    choose_tiny(page)
+    all_settings(page)
+    add(page, data)
+    return page
+
+
+def workers_of(folder: RunFolder) -> list[int]:
+    """Return every process that writes a run's events."""
+    found = psutil.process_iter(["pid", "open_files"])
+    events = str(folder.events)
+    return [
+        one.info["pid"]
+        for one in found
+        if events in (file.path for file in one.info["open_files"] or ())
+    ]
+
+
+def starts_of(folder: RunFolder) -> int:
+    return sum(event["event"] == "started" for event in read_events(folder.events)[0])
+
+
+def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
+    browser: Browser, apps: list[App], pairs: Path
+) -> None:
+    one, other = apps
+    here, there = (ready(visit(browser, app), pairs) for app in apps)
+    start(here, name="First", steps=LONG)
+    points_of(here)
+
+    # Its page is closed; a new one shows what was missed meanwhile.
+    here.context.close()
+    first, second = History(one.run("first-1")), History(one.run("second-1"))
+    step = first.update().step
+    until(first, holds=lambda found: found.step > step)
+    here = visit(browser, one)
+    assert points_of(here) > step
+    assert here.evaluate(CURVE_BEGINS) == 1
+    assert here.inner_text("#live .name") == "first-1"
+
+    # What one app started, the open page of the other shows; what it starts waits behind.
+    expect(there.locator("#live .name")).to_have_text("first-1")
+    points_of(there)
+    expect(there.locator("#start")).to_have_text(say("page.start_queue"))
+    start(there, name="Second", steps=LONG)
+    waits = say("page.queue_joined", run="second-1", place=1)
+    expect(there.locator("#said")).to_contain_text(waits)
+    expect(here.locator("#queue .name")).to_have_text(["second-1"])
+
+    # Paused by the other, it gives way to the next, which two dispatchers start once.
+    there.click("#stop-pause")
+    until(second, holds=lambda found: found.step)
+    paused = first.update().step
+    assert first.ending["paused"]
+    assert len(workers_of(second.folder)) == 1
+    assert starts_of(second.folder) == 1
+
+    # To go on while another trains is to wait.
+    expect(there.locator("#resume")).to_be_visible()
+    there.click("#resume")
+    goes_on = say("page.queue_joined", run="first-1", place=1)
+    expect(there.get_by_test_id("toast-body")).to_contain_text(goes_on)
+    expect(there.locator("#live .state")).to_have_text(say("page.status_queued_again"))
+    expect(there.locator("#stop-leave")).to_be_visible()
+    expect(here.locator("#queue .name")).to_have_text(["first-1"])
+
+    # Both apps die; the next one finds what trains and what waits.
+    for app in apps:
+        app.kill()
+    step = second.update().step
+    until(second, holds=lambda found: found.step > step)
+    other.start()
+    found = visit(browser, other)
+    expect(found.locator("#live .name")).to_have_text("second-1")
+    expect(found.locator("#queue .name")).to_have_text(["first-1"])
+    found.click("#stop-keep")
+    until(first, holds=lambda waits: waits.resumes == 1 and waits.step > paused)
+    assert len(workers_of(first.folder)) == 1
+    assert second.update().ending["kept"]
+    assert starts_of(first.folder) == 2
+    other.end_runs()
