@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from local_hub import REPOSITORY, Hub
 from safetensors.torch import load_file
@@ -170,11 +170,13 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
         time.sleep(0.1)
     (history,) = studio.runs()
     until(history, holds=with_checkpoint)
-    worker = process.pid_of(history.folder.process)
-    assert worker is not None
+    pid = process.pid_of(history.folder.process)
+    assert pid is not None
+    worker = psutil.Process(pid)
     app.kill()
-    os.kill(worker, signal.SIGKILL)
+    worker.kill()
     app.wait()
+    worker.wait(timeout=10)  # the system gives it back when its parent is gone
     assert not process.is_running(history.folder.process)
     until(history, holds=lambda found: found.status == "lost")
     kept = history.resumable

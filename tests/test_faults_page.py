@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 from browser import App, chromium
+from person import CURVE, LONG, add, all_settings, choose_tiny, points_of, settle, start
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_page import CURVE, LONG, add, all_settings, choose_tiny, points_of, settle, start
 from workers import until
 
 from lora_studio.runs.events import read_events

@@ -13,6 +13,20 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from browser import ROOT, App, Witness, chromium
+from person import (
+    CURVE,
+    LONG,
+    SLOW_MS,
+    add,
+    all_settings,
+    choose_tiny,
+    points_of,
+    put,
+    settle,
+    start,
+    unfold,
+    value,
+)
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sorting import make_sorter, write_run
 
@@ -27,11 +41,8 @@ from lora_studio.ui.visitors import Door
 from lora_studio.wording import say
 
 pytestmark = pytest.mark.ui
-# A busy machine is no bug of the page.
-expect.set_options(timeout=30_000)
 
 STEPS = 8
-LONG = 20_000
 ROWS = 120
 RESTAURANTS = ROOT.parent / "shared" / "data" / "e2e_valid.jsonl"
 EXAMPLE = ROOT / "assets" / "examples" / "lighthouse.jsonl"
@@ -39,8 +50,6 @@ HEAVY = {"torch", "transformers", "tokenizers", "peft", "trl", "bitsandbytes", "
 LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
 # r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
 TINY_PER_RANK = 1024
-SLOW_MS = 240_000
-CURVE = "document.querySelector('#live .plot.loss')?.data?.[0]?.x.length"
 BROKEN_OFF = ("AbortError", "Unexpected error Connection errored out")
 Visit = Callable[..., Page]
 
@@ -112,11 +121,6 @@ def starter_app(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
         app.end()
 
 
-def settle(page: Page) -> None:
-    """Wait until the page has been filled by the server."""
-    expect(page.locator("#total dd").first).to_be_visible(timeout=60_000)
-
-
 def reload(page: Page, witness: Witness) -> None:
     """Open the page anew; Gradio's client complains of each request that this breaks off."""
     page.reload()
@@ -124,60 +128,10 @@ def reload(page: Page, witness: Witness) -> None:
     witness.complaints = [said for said in witness.complaints if not said.startswith(BROKEN_OFF)]
 
 
-def unfold(page: Page, card: str) -> None:
-    button = page.locator(f"#{card} > button").first
-    if "open" not in (button.get_attribute("class") or ""):
-        button.click()
-
-
-def choose_tiny(page: Page, language: str = "en") -> None:
-    unfold(page, "card-model")
-    page.get_by_label(say("page.model_folder", language), exact=True).first.check()
-    page.locator("#model-folder input").click()
-    page.get_by_role("option", name="tiny").click()
-    expect(page.locator("#model-info")).to_contain_text("LlamaForCausalLM", timeout=60_000)
-
-
-def all_settings(page: Page, language: str = "en") -> None:
-    """Open what the simple mode sets by itself."""
-    page.locator("#settings-mode").get_by_label(say("page.mode_all", language)).check()
-    expect(page.locator("#adapter-details")).to_be_visible()
-
-
-def put(page: Page, setting: str, value: object) -> None:
-    box = page.locator(f"#{setting} input:not([type=range]), #{setting} textarea").first
-    box.fill(str(value))
-    box.press("Tab")
-
-
-def value(page: Page, setting: str) -> str:
-    return page.locator(f"#{setting} input:not([type=range])").first.input_value()
-
-
-def add(page: Page, *files: Path) -> None:
-    page.set_input_files("#data-files input[type=file]", files)
-    expect(page.locator(".ls-strip")).to_be_visible(timeout=60_000)
-
-
 def learns(page: Page, rank: int) -> None:
     """See that the sum counts what an adapter of this rank learns."""
     shown = numbers.count(TINY_PER_RANK * rank)
     expect(page.locator("#total dd").first).to_contain_text(f"{shown} ")
-
-
-def start(page: Page, *, name: str, steps: int) -> None:
-    put(page, "run-name", name)
-    put(page, "max-steps", steps)
-    expect(page.locator("#total")).to_contain_text(f"{steps:,}")
-    expect(page.locator("#start")).to_be_enabled()
-    page.click("#start")
-
-
-def points_of(page: Page) -> int:
-    """Wait for the loss curve; return how many points it has."""
-    expect(page.locator("#live .plots")).to_be_visible(timeout=SLOW_MS)
-    page.wait_for_function(f"{CURVE} > 0", timeout=SLOW_MS)
-    return page.evaluate(CURVE)
 
 
 def test_the_sum_follows_the_settings_and_says_why_a_run_cannot_start(tiny: Page, pairs: Path):

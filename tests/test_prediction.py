@@ -367,7 +367,10 @@ def test_twice_the_rate_is_half_the_time_and_evaluations_come_on_top(starter: Mo
 def test_the_longest_of_a_batch_is_what_chance_makes_it() -> None:
     report = {"tokens": 40, "trained_tokens": 40, "tokens_longest": 30, "trained_rows": 2,
               "lengths": [(10, 1), (30, 1)], "shared_tokens": 5}  # fmt: skip
-    asked = recipe("training.per_device_train_batch_size=2", "training.packing=false")
+    changes = ("training.per_device_train_batch_size=2", "training.packing=false")
+    by_length = recipe(*changes)
+    assert Workload.of(by_length, report).padded_length == 20
+    asked = by_length.changed(["training.train_sampling_strategy=random"])
     # Of two rows, both are short in one case of four.
     assert Workload.of(asked, report).padded_length == pytest.approx(10 / 4 + 30 * 3 / 4)
     short = asked.changed(["data.max_length=20"])

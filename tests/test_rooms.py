@@ -14,7 +14,7 @@ import lora_studio
 PACKAGE = Path(lora_studio.__file__).parent
 # Top to bottom: a room imports rooms above it; those of one line do not know each other.
 ORDER = [
-    {"wording"},
+    {"wording", "files"},
     {"errors"},
     {"recipe"},
     {"settings"},
@@ -41,6 +41,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ac
 # Rooms the page's process imports may not import these at the top of a module, or at all.
 LIGHT = {
     "wording",
+    "files",
     "errors",
     "recipe",
     "settings",

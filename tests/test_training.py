@@ -485,7 +485,8 @@ class StopAfter:
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(build: Build) -> None:
-    run = build("training.per_device_train_batch_size=1", "data.eval_fraction=0.5")
+    changes = ["training.per_device_train_batch_size=1", "data.eval_fraction=0.5"]
+    run = build(*changes, "adapter.bias=lora_only")
     batches = 0
     score = run.trainer.compute_loss
 
@@ -516,12 +517,16 @@ def test_a_stop_gives_up_a_step_that_still_gathers_batches(build: Build) -> None
     assert len(run.events("step")) == 1
 
 
-def test_an_answer_cut_short_by_a_stop_is_not_shown(build: Build) -> None:
-    run = build("data.eval_fraction=0", prompts=("Who?",))
-    run.reporter._stop = StopAfter(2)  # type: ignore[assignment]
+@pytest.mark.parametrize(("bias", "looks", "steps"), [("lora_only", 2, 0), ("none", 2 + 2, 1)])
+def test_an_answer_cut_short_by_a_stop_is_not_shown(
+    build: Build, bias: str, looks: int, steps: int
+) -> None:
+    run = build("data.eval_fraction=0", f"adapter.bias={bias}", prompts=("Who?",))
+    run.reporter._stop = StopAfter(looks)  # type: ignore[assignment]
     run.session.train()
+    assert {event["stage"] for event in run.events("stage")} >= {"sample"}
     assert not run.events("sample")
-    assert run.session.steps == 0
+    assert run.session.steps == steps
 
 
 def test_time_that_is_up_ends_a_run_and_keeps_what_it_has(build: Build) -> None:

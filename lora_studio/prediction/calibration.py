@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from lora_studio.files import write_whole
 from lora_studio.hardware import Hardware, usable_cores
 
 MEASURE_S = 1.0
@@ -91,10 +92,8 @@ def keep(cache: Path, hardware: Hardware, width: int, rate: float) -> None:
     best = max(rate, known(cache, hardware, width) or 0.0)
     file = _file(cache)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
     found = _read(cache) | {_name(hardware, width): {"rate": best, "measured_at": time.time()}}
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, json.dumps(found))
 
 
 def _kept(cache: Path, hardware: Hardware, width: int) -> tuple[float | None, float]:

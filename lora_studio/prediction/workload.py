@@ -84,13 +84,15 @@ def _labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int | None:
 def _padded(recipe: Recipe, report: Mapping[str, Any], *, packed: bool) -> float:
     """Return the expected length of a row and of what it is padded with.
 
-    Rows laid end to end have no padding. Else it is the longest of a batch, of those that were
-    counted: the expectation of a maximum, Σ length·(F(length)^rows - F(before)^rows).
+    Rows laid end to end have no padding, those beside others of their length next to none. Else it
+    is the longest of a batch, of those that were counted: the expectation of a maximum,
+    Σ length·(F(length)^rows - F(before)^rows).
     """
+    by_length = recipe.training.train_sampling_strategy == "group_by_length"
     rows, limit = recipe.training.per_device_train_batch_size, recipe.data.max_length
     counted = [(min(length, limit), times) for length, times in report["lengths"]]
     total = sum(times for _, times in counted)
-    if packed or not total:  # pieces of texts, about equally long
+    if packed or by_length or not total:  # pieces of texts, about equally long
         return float(report["tokens"] / max(report["trained_rows"], 1))
     expected, below, seen = 0.0, 0.0, 0
     for length, times in counted:

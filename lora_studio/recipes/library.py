@@ -6,17 +6,15 @@ files that exist.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import unicodedata
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from lora_studio.errors import RecipeError, StudioError
+from lora_studio.files import write_whole
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.upgrade import read_recipe
 from lora_studio.settings import Settings
@@ -102,7 +100,8 @@ class Library:
             raise StudioError("recipes.too_many", most=MOST_RECIPES)
         file = known.get(name, self._folder / file_name(name))
         try:
-            _write(file, text)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, text)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StudioError("recipes.not_written", name=name, reason=reason) from error
@@ -184,22 +183,6 @@ def _parsed(file: Path, _changed_ns: int, size: int) -> tuple[Recipe | None, Stu
         return None, error
     except (OSError, UnicodeDecodeError):
         return None, StudioError("recipes.unreadable", file=file.name)
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file aside and rename it, so that it is there whole or as it was."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as partial:
-            partial.write(text)
-            partial.flush()
-            os.fsync(partial.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
 
 
 def _unknown(name: str) -> RecipeError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lora_studio.errors import RunError
+from lora_studio.files import write_whole
 from lora_studio.runs.process import is_running, pid_of, write_identity
 
 
@@ -74,9 +75,7 @@ class Accelerator:
 
     def assign(self, job: Job, pid: int) -> None:
         """Note that a process has the accelerator until it ends or `release` is called."""
-        partial = self._note.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        partial.replace(self._note)
+        write_whole(self._note, json.dumps(asdict(job)))
         write_identity(self._identity, pid)
 
     def release(self, job: Job) -> None:

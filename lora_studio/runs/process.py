@@ -19,6 +19,7 @@ from typing import Literal
 
 import psutil
 
+from lora_studio.files import write_whole
 from lora_studio.hardware import usable_cores
 from lora_studio.recipe import LaunchSpec
 from lora_studio.runs import launching, standby
@@ -117,10 +118,7 @@ def write_identity(file: Path, pid: int, *, written: int = 0) -> None:
         started = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         started = 0.0
-    partial = file.with_suffix(".partial")
-    note = {"pid": pid, "started": started, "written": written}
-    partial.write_text(json.dumps(note), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, json.dumps({"pid": pid, "started": started, "written": written}))
 
 
 def is_running(file: Path) -> bool:
@@ -150,9 +148,7 @@ def request_stop(folder: RunFolder, wish: Wish) -> None:
     """
     if folder.stop_wish() in (wish, "discard"):
         return
-    partial = folder.stop.with_suffix(".partial")
-    partial.write_text(wish, encoding="utf-8")
-    partial.replace(folder.stop)
+    write_whole(folder.stop, wish)
 
 
 def stop_asked_s(folder: RunFolder) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lora_studio.files import write_whole
 from lora_studio.runs.folder import RunFolder
 from lora_studio.settings import Settings
 
@@ -66,7 +67,8 @@ class Queue:
         """Put a run at the end of the line; a worker that it had before is over and forgotten."""
         with self._guard:
             folder.process.unlink(missing_ok=True)
-            _write(folder.queued, max((run.place for run in self.waiting()), default=0) + 1)
+            last = max((run.place for run in self.waiting()), default=0)
+            write_whole(folder.queued, str(last + 1))
 
     def remove(self, folder: RunFolder) -> None:
         """Take a run out of the line."""
@@ -89,7 +91,7 @@ class Queue:
             order.insert(max(to, 0), run)
             for folder, waits in zip(order, own, strict=True):
                 if folder != waits.folder:
-                    _write(folder.queued, waits.place)
+                    write_whole(folder.queued, str(waits.place))
 
     def _everybodys_runs(self) -> list[tuple[str | None, Path]]:
         visitors = [path.name for path in self._home.visitors.glob("*")]
@@ -132,9 +134,3 @@ def _read(note: Path) -> int:
     with suppress(OSError, ValueError):
         return int(note.read_text(encoding="utf-8"))
     return LAST
-
-
-def _write(note: Path, place: int) -> None:
-    partial = note.with_suffix(".partial")
-    partial.write_text(str(place), encoding="utf-8")
-    partial.replace(note)

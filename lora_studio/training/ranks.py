@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from lora_studio.errors import RunError, StudioError, from_dict
+from lora_studio.files import write_whole
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
 
@@ -139,10 +140,7 @@ def report(folder: RunFolder, cause: StudioError) -> None:
     """Leave word of what ended this process, where another one writes the events."""
     if leads_machine():
         return
-    file = folder.failure(rank())
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(cause.to_dict()), encoding="utf-8")
-    partial.replace(file)
+    write_whole(folder.failure(rank()), json.dumps(cause.to_dict()))
 
 
 def loss_of_another(folder: RunFolder) -> StudioError:

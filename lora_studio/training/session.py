@@ -15,6 +15,7 @@ from peft import PeftModel
 from lora_studio.data.preparation import prepare
 from lora_studio.data.prepared import Prepared
 from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.files import write_whole
 from lora_studio.hardware import precision_reason, probe, resolve_precision
 from lora_studio.methods import problems, rank_problems
 from lora_studio.models.accounting import unsortable
@@ -315,9 +316,8 @@ class Session:
         if self._start_step is not None:
             refuse_other_data(folder, prepared.report)
         folder.data.mkdir(exist_ok=True)
-        (folder.data / "report.json").write_text(
-            json.dumps(prepared.report.to_dict(), ensure_ascii=False), encoding="utf-8"
-        )
+        report = json.dumps(prepared.report.to_dict(), ensure_ascii=False)
+        write_whole(folder.data / "report.json", report)
         return prepared
 
     def _targets(self, info: ModelInfo, precision: str, device: str) -> list[str]:

@@ -59,6 +59,8 @@ def serve(settings: Settings, *, block: bool = True) -> gr.Blocks:
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
+            # Else Gradio asks its own page once, and on a busy machine gives up after 3 seconds.
+            _frontend=False,
         )
         log.info("LoRA Studio is at %s", page.local_url)
         studio.keep_dispatching()
