@@ -110,15 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     act.add_argument("--run", action="store_true", dest="work", help=say("cli.queue_run"))
     act.add_argument("--move", metavar="RUN", help=say("cli.queue_move"))
     act.add_argument("--remove", metavar="RUN", help=say("cli.queue_remove"))
+    xray = command("xray", _xray)
     ask = command("ask", _ask)
-    for added in (retry, resume, show, stop, ask):
+    for added in (retry, resume, show, stop, xray, ask):
         added.add_argument("run_id", metavar="RUN")
     ask.add_argument("question")
     ask.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     ask.add_argument("--greedy", action="store_true")
     inspect = command("inspect", _inspect)
     inspect.add_argument("model", metavar="MODEL")
-    for added in (show, ask, inspect, preview, guess):
+    for added in (show, xray, ask, inspect, preview, guess):
         added.add_argument("--json", action="store_true")
     return parser
 
@@ -264,6 +265,27 @@ def _show(options: argparse.Namespace, settings: Settings) -> int:
     for warning in warnings:
         print(warning)
     _print_remedies(studio, options.run_id)
+    return DONE
+
+
+def _xray(options: argparse.Namespace, settings: Settings) -> int:
+    found = _result(_studio(settings).xray(options.run_id))
+    if options.json:
+        _print_json(found)
+        return DONE
+    print(say("cli.xray_line", rank=found["rank"], effective=found["effective_rank"]))
+    for module in found["modules"]:
+        share = module["relative_norm"]
+        shown = "–" if share is None else f"{share:.2%}"
+        print(
+            say(
+                "cli.xray_module",
+                name=module["name"],
+                share=shown,
+                effective=module["effective_rank"],
+                rank=module["rank"],
+            )
+        )
     return DONE
 
 

@@ -625,6 +625,20 @@ class Studio:
         """
         return zip_adapter(self._adapter(self.history(run_id)), target / f"{run_id}.zip")
 
+    def xray(self, run_id: str, *, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Look into a run's adapter: where it changed the model, and in how many directions.
+
+        Yields:
+            As `preview`; the result is the plain values of `lora_studio.adapters.xray.Xray`.
+
+        Raises:
+            RunError: If the run has no adapter.
+            StudioError: If adapter or base cannot be read.
+        """
+        history = self.history(run_id)
+        adapter, source = self._adapter(history), history.folder.read_recipe().model.source
+        yield from self._bench.stream("xray", adapter=adapter, source=source, token=token)
+
     # Answers
 
     def ask(

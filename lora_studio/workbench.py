@@ -94,6 +94,20 @@ class Workbench:
             self._histograms = {folder: nf4_histogram(folder).to_dict()}
         return self._histograms[folder]
 
+    def xray(
+        self, adapter: Path, source: str, token: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Look into an adapter folder of a base model; the result is `Xray.to_dict()`."""
+
+        def look(progress: Progress) -> dict[str, Any]:
+            from lora_studio.adapters.xray import xray
+
+            folder = resolve(source, self._settings, token=token, on_progress=progress)
+            progress("weights", 0, 0)
+            return xray(adapter, folder).to_dict()
+
+        return _with_progress(look)
+
     def calibrate(self, device: str, width: int) -> Iterator[dict[str, Any]]:
         """Measure this device for a second; the result is FLOP a second of a matrix product."""
 

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lora_studio.adapters.reading import BaseLayout, read_adapter
 from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Pane, Sampling
-from lora_studio.chat.weights import BaseLayout, read_adapter
 from lora_studio.errors import AdapterError
 
 # See test_chat_engine.py.

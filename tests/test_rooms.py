@@ -27,7 +27,8 @@ ORDER = [
     {"prediction"},
     {"recommendations"},
     {"runs"},
-    {"training", "adapters", "chat"},
+    {"training", "adapters"},
+    {"chat"},
     {"outlook"},
     {"exports"},
     {"workbench"},
@@ -50,7 +51,6 @@ LIGHT = {
     "hardware",
     "methods",
     "runs",
-    "adapters",
 }
 
 Import = tuple[Path, str]

@@ -1,1 +1,1 @@
-"""The PEFT folders that trainings leave behind."""
+"""PEFT folders: read and checked, looked into, made smaller, taken away."""

@@ -24,7 +24,7 @@ from peft.functional import (
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lora_studio.chat.weights import WEIGHTS, AdapterWeights, BaseLayout, read_adapter
+from lora_studio.adapters.reading import WEIGHTS, AdapterWeights, BaseLayout, read_adapter
 from lora_studio.data.templates import end_ids, ensure_chat_template
 from lora_studio.errors import AdapterError
 from lora_studio.models.loading import load_tokenizer

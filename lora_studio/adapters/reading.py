@@ -103,7 +103,7 @@ def read_adapter(folder: Path, base: BaseLayout) -> AdapterWeights:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise AdapterError("chat.adapter_incomplete", folder=str(folder), missing=name)
-    config = _read_config(folder)
+    config = read_config(folder)
     _check_task(config, base, folder)
     trained_on = config.base_model_name_or_path or "?"
     try:
@@ -134,8 +134,14 @@ def _is_lora(key: str) -> bool:
     return any(mark in key for mark in LORA_MARKS)
 
 
-def _read_config(folder: Path) -> LoraConfig:
-    """Read the configuration, refuse what is not plain LoRA, and strip what is kept aside."""
+def read_config(folder: Path) -> LoraConfig:
+    """Return the configuration of an adapter folder as PEFT is to attach it.
+
+    Trained bias vectors and whole layers are left out of it: they are kept aside.
+
+    Raises:
+        AdapterError: If it cannot be read, or is not of plain LoRA.
+    """
     file = folder / CONFIG
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
