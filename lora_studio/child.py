@@ -21,10 +21,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
+
+import psutil
 
 from lora_studio.errors import StudioError
 
@@ -88,28 +91,33 @@ class Child:
     def stream(self, method: str, **kwargs: Any) -> Iterator[Any]:
         """Call a generator method and yield its items as they come.
 
-        Closing the iterator early closes the generator in the child.
+        Closing the iterator early returns at once: the generator in the child is closed at its
+        next item, and the turn kept until then.
 
         Raises:
             StudioError: As `call`, at the item where it happens.
         """
-        with self._turn:
+        self._turn.acquire()
+        is_going_on = False
+        try:
             link = self._open()
             ticket = next(self._tickets)
             self._send(link, (ticket, True, method, kwargs))
-            ended = False
-            try:
-                while True:
-                    kind, value = self._receive(link)
-                    ended = kind != "item"
-                    if kind == "error":
-                        raise value
-                    if ended:
-                        return
-                    yield value
-            finally:
-                if not ended:
-                    self._cancel(link, ticket)
+            is_going_on = True
+            while True:
+                kind, value = self._receive(link)
+                is_going_on = kind == "item"
+                if kind == "error":
+                    raise value
+                if not is_going_on:
+                    return
+                yield value
+        finally:
+            if is_going_on:
+                link.control("cancel", ticket)
+                threading.Thread(target=self._drain, args=(link,), daemon=True).start()
+            else:
+                self._turn.release()
 
     def interrupt(self, method: str, **kwargs: Any) -> None:
         """Call a method of the object beside whatever runs, without waiting for it.
@@ -119,6 +127,11 @@ class Child:
         link = self._link
         if link is not None:
             link.control("call", (method, kwargs))
+
+    def retire(self) -> None:
+        """End the child once nobody has the turn."""
+        with self._turn:
+            self.close()
 
     def close(self) -> None:
         """End the child, which gives back every byte; the next call starts a fresh one.
@@ -150,27 +163,34 @@ class Child:
 
     def _lost(self, link: _Link) -> StudioError:
         """Forget a child that ended, and say whether it was meant to."""
-        with self._state:
-            if self._link is link:
-                self._link = None
+        self._forget(link)
         if link.closed:
             return StudioError("chat.child_closed")
         link.end()
         logger.error("child %s died with exit code %s", link.process.pid, link.process.exitcode)
         return StudioError("chat.child_died")
 
-    def _cancel(self, link: _Link, ticket: int) -> None:
-        """Close the child's generator and read off what it had sent; end a child that hangs."""
-        link.control("cancel", ticket)
+    def _forget(self, link: _Link) -> None:
+        with self._state:
+            if self._link is link:
+                self._link = None
+
+    def _drain(self, link: _Link) -> None:
+        """Read off what a cancelled stream has sent, then give back its turn; end one that hangs.
+
+        Its last items may still be under way: whoever reads next must not be given them.
+        """
         deadline = time.monotonic() + DRAIN_GRACE_S
         try:
             while link.work.poll(max(0.0, deadline - time.monotonic())):
                 if link.work.recv()[0] != "item":
                     return
+            self._forget(link)
+            link.end()
         except (EOFError, OSError):
             self._lost(link)
-        else:
-            self.close()
+        finally:
+            self._turn.release()
 
 
 class InProcess:
@@ -218,6 +238,10 @@ class InProcess:
         if target is not None:
             getattr(target, method)(**kwargs)
 
+    def retire(self) -> None:
+        """Let go of the object."""
+        self.close()
+
     def close(self) -> None:
         """Let go of the object."""
         self._target = None
@@ -246,6 +270,7 @@ class _Link:
     def end(self) -> None:
         """End the process and reap it. The pipes close when their last reader lets go."""
         self.closed = True
+        _end_children(self.process.pid)
         self.process.terminate()
         self.process.join(TERMINATE_GRACE_S)
         if self.process.is_alive():
@@ -306,6 +331,7 @@ class _Server:
                     bound = getattr(self.target, method)
                     threading.Thread(target=bound, kwargs=kwargs, daemon=True).start()
         except (EOFError, OSError):
+            _end_children(os.getpid())
             os._exit(0)  # the main thread may be deep in a computation that nobody waits for
 
     def answer(self, ticket: int, streamed: bool, method: str, kwargs: dict[str, Any]) -> None:  # noqa: FBT001 - from a pipe
@@ -338,6 +364,14 @@ class _Server:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
+
+
+def _end_children(pid: int | None) -> None:
+    """End the programs that a process has started: its own end would leave them running."""
+    with suppress(psutil.Error):
+        for one in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                one.kill()
 
 
 def _resolve(factory: Factory) -> Callable[..., Any]:

@@ -247,6 +247,11 @@ class TrainingSpec:
     report_to: tuple[TrackerName, ...] = ()
     """Programs that are told of every step beside the page; each must be installed."""
 
+    @property
+    def groups(self) -> bool:
+        """Whether rows of about the same length are learned together, where rows are padded."""
+        return self.train_sampling_strategy == "group_by_length"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
@@ -302,6 +307,11 @@ class Recipe:
     def task_type(self) -> TaskName:
         """What the adapter is for, as PEFT names it: writing text, or sorting it into classes."""
         return "SEQ_CLS" if self.data.format == CLASSIFICATION else "CAUSAL_LM"
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are to be laid end to end; where a model does not take it, they are not."""
+        return self.training.packing and self.task_type != "SEQ_CLS"
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:

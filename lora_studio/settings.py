@@ -19,6 +19,7 @@ STARTER = "starter"
 SPACE_TRAINING_S = 240
 SPACE_RUNS = 5
 SPACE_UPLOADS = 20
+OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,9 @@ class Settings:
 
     A duplicate inherits its variables, so it can tell by this one that it is somebody's own.
     """
+    signs_in: bool = False
+    """Whether visitors of a Space can sign in with their account of the Hub, which then has set
+    `OAUTH`: the Space's README says `hf_oauth: true`."""
     max_training_s: int | None = None
     """Longest training in seconds (`LORA_STUDIO_MAX_TRAINING_S`); None is no limit. A Space
     that is shown to everybody allows four minutes."""
@@ -86,6 +90,7 @@ class Settings:
             hub_token=env.get("HF_TOKEN") or None,
             space_id=space,
             original_space=original,
+            signs_in=space is not None and all(env.get(name) for name in OAUTH),
             max_training_s=_whole(
                 env, "LORA_STUDIO_MAX_TRAINING_S", SPACE_TRAINING_S if is_showcase else 0
             )
@@ -125,6 +130,21 @@ class Settings:
     def runs(self) -> Path:
         """The folder of run folders."""
         return self.private / "runs"
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of adapters that no run made: from elsewhere, or made smaller."""
+        return self.private / "adapters"
+
+    @property
+    def exports(self) -> Path:
+        """The folder of what was made of adapters for other programs."""
+        return self.private / "exports"
+
+    @property
+    def trash(self) -> Path:
+        """The folder of what was deleted and can still be put back."""
+        return self.private / "trash"
 
     @property
     def models(self) -> Path:

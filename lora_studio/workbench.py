@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 from lora_studio.data.preparation import prepare
 from lora_studio.data.prepared import Prepared
+from lora_studio.data.templates import ensure_chat_template
+from lora_studio.errors import ModelError, StudioError
+from lora_studio.exports.orders import Order, Publication
 from lora_studio.exports.rows import write_rows
+from lora_studio.library.names import Named
+from lora_studio.measuring.forgetting import probe_rows
+from lora_studio.measuring.rows import HeldOut, held_out, seen
+from lora_studio.measuring.wanted import Material
 from lora_studio.models.description import ModelInfo
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.loading import load_tokenizer
@@ -39,6 +46,11 @@ class Workbench:
         self._tokenizers: dict[Path, Any] = {}
         self._histograms: dict[Path, dict[str, Any]] = {}
         self._last: tuple[Any, Prepared | None] = (None, None)
+        self._is_stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Have an export or upload end at its next report; it raises when what it made is gone."""
+        self._is_stopped.set()
 
     def fetch(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
         """Bring a model with its weights to this machine; the result is its folder."""
@@ -103,10 +115,135 @@ class Workbench:
             from lora_studio.adapters.xray import xray
 
             folder = resolve(source, self._settings, token=token, on_progress=progress)
-            progress("weights", 0, 0)
+            progress("xray", 0, 0)
             return xray(adapter, folder).to_dict()
 
         return _with_progress(look)
+
+    def take_in(
+        self, what: str, place: Path, base: str = "", token: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Add an adapter from elsewhere; the result is that of `library.arrivals.take_in`."""
+
+        def take(progress: Progress) -> dict[str, Any]:
+            from lora_studio.library.arrivals import take_in
+
+            progress("start", 0, 0)
+            return take_in(
+                what, place, self._settings, base=base, token=token, on_progress=progress
+            )
+
+        return _with_progress(take)
+
+    def make_smaller(self, named: Named, rank: int, place: Path) -> Iterator[dict[str, Any]]:
+        """Shrink an adapter; the result is that of `library.arrivals.make_smaller`."""
+
+        def make(progress: Progress) -> dict[str, Any]:
+            from lora_studio.library.arrivals import make_smaller
+
+            progress("start", 0, 0)
+            return make_smaller(named, rank, place, on_progress=progress)
+
+        return _with_progress(make)
+
+    def measured_on(
+        self,
+        recipe: Recipe,
+        data: Path | None,
+        rows: int,
+        *,
+        is_text: bool = False,
+        learned: Path | None = None,
+        probe: bool = True,
+        token: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Read what an adapter is measured on; the result is a `measuring.wanted.Material`.
+
+        Args:
+            recipe: Names the base, and the chat template of one that has none.
+            data: The data folder of the run whose held-out rows are taken; None takes none.
+            rows: How many of them.
+            is_text: Whether that run learned plain text.
+            learned: The data folder of the run that made the adapter, if that is another.
+            probe: Whether the general texts are wanted too.
+            token: For a gated model.
+        """
+
+        def read(progress: Progress) -> Material:
+            tokenizer = self._tokenizer(recipe, token, progress)
+            ensure_chat_template(tokenizer, recipe.data.chat_template)
+            found = held_out(data, tokenizer, rows, is_text=is_text) if data else HeldOut()
+            return Material(
+                held_out=found,
+                seen=seen(found.rows, learned) if learned else 0,
+                probe=probe_rows(tokenizer) if probe else {},
+            )
+
+        return _with_progress(read)
+
+    def export(self, order: Order, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Export an adapter; the result is `exports.orders.Shipped.to_dict()`.
+
+        Closed early, it returns when what was half made is removed.
+        """
+
+        def work(progress: Progress) -> dict[str, Any]:
+            from lora_studio.exports.shipping import ship
+
+            source, base = order.adapter.source, None
+            if order.form != "zip":
+                base = resolve(source, self._settings, token=token, on_progress=progress)
+            return ship(order, base, self._settings, progress).to_dict()
+
+        return self._stoppable(work)
+
+    def push(self, asked: Publication, token: str | None = None) -> Iterator[dict[str, Any]]:
+        """Bring an adapter to the Hub; the result is `exports.orders.Published.to_dict()`.
+
+        Closed early, it returns when what was half made is removed.
+        """
+
+        def work(progress: Progress) -> dict[str, Any]:
+            from lora_studio.exports.facts import facts_of
+            from lora_studio.exports.publishing import bring
+
+            progress("start", 0, 0)
+            settings = self._settings
+            if asked.visitor:
+                settings = settings.for_visitor(asked.visitor)
+            licence = self._licence(asked.adapter.source, token)
+            facts = facts_of(asked.adapter, licence, settings)
+            return bring(asked, facts, settings, token=token, progress=progress).to_dict()
+
+        return self._stoppable(work)
+
+    def _stoppable(self, work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
+        """As `_with_progress`; `stop` ends it, and so does closing, which returns when it has.
+
+        Raises:
+            StudioError: If it was stopped.
+        """
+        self._is_stopped.clear()
+
+        def until_stopped(progress: Progress) -> Any:
+            def report(stage: str, done: int, total: int) -> None:
+                if self._is_stopped.is_set():
+                    raise _Cancelled
+                progress(stage, done, total)
+
+            return work(report)
+
+        try:
+            yield from _with_progress(until_stopped, is_awaited=True)
+        except _Cancelled as cancelled:
+            raise StudioError("shipping.stopped") from cancelled
+
+    def _licence(self, source: str, token: str | None) -> str | None:
+        """Return the licence of a base as its card states it, None where it is not here."""
+        try:
+            return self._inspect(source, token, lambda *_: None).licence
+        except ModelError:
+            return None
 
     def calibrate(self, device: str, width: int) -> Iterator[dict[str, Any]]:
         """Measure this device for a second; the result is FLOP a second of a matrix product."""
@@ -129,7 +266,8 @@ class Workbench:
             return prepared
         return self._prepared(recipe, token, progress)
 
-    def _prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
+    def _tokenizer(self, recipe: Recipe, token: str | None, progress: Progress) -> Any:
+        """Return the tokenizer of a recipe's base, with the chat template it came with or none."""
         folder = resolve(
             recipe.model.source, self._settings, token=token, on_progress=progress, weights=False
         )
@@ -139,9 +277,12 @@ class Workbench:
             self._tokenizers = {folder: (tokenizer, tokenizer.chat_template)}
         # One without a template is given that of the recipe, each time anew.
         tokenizer, tokenizer.chat_template = self._tokenizers[folder]
+        return tokenizer
+
+    def _prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
         prepared = prepare(
             recipe.data,
-            tokenizer,
+            self._tokenizer(recipe, token, progress),
             recipe.seed,
             on_progress=lambda done, total: progress("tokenize", done, total),
             cache=self._settings.prepared,
@@ -160,10 +301,12 @@ def _asked(recipe: Recipe) -> Any:
     return recipe.model, recipe.data, recipe.seed
 
 
-def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
+def _with_progress(
+    work: Callable[[Progress], Any], *, is_awaited: bool = False
+) -> Iterator[dict[str, Any]]:
     """Run `work` in a thread and yield the progress it reports, then its result.
 
-    Closing the iterator ends the work at its next report.
+    Closing the iterator ends the work at its next report; who awaits that returns only then.
     """
     news: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
     is_closed = threading.Event()
@@ -179,7 +322,8 @@ def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
         except BaseException as error:  # noqa: BLE001 - handed to the reader, who raises it
             news.put(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     try:
         while True:
             item = news.get()
@@ -190,3 +334,5 @@ def _with_progress(work: Callable[[Progress], Any]) -> Iterator[dict[str, Any]]:
                 return
     finally:
         is_closed.set()
+        if is_awaited:
+            thread.join()

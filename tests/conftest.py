@@ -20,6 +20,10 @@ LONG_FILES = (
     "test_classification_methods.py",
     "test_methods.py",
     "test_space.py",
+    "test_library_page.py",
+    "test_compare_page.py",
+    "test_export_page.py",
+    "test_ship_page.py",
 )
 """They begin first, so that no process is left with one of them when the others are done."""
 

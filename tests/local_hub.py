@@ -1,12 +1,18 @@
-"""A Hub made of a web server on this machine, which can go away and come back."""
+"""A Hub made of a web server on this machine, which can go away and come back.
+
+Files are taken as huggingface_hub sends them without Xet (huggingface_hub 2.4).
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from typing import Any
 
 SHA = "a" * 40
 REPOSITORY = "owner/name"
@@ -26,6 +32,21 @@ class Hub:
         """The connection over which it sends this file breaks after so many bytes,"""
         self.is_leaving = True
         """and it goes away with that."""
+        self.token: str | None = None
+        """Who comes with it may write under `owner`,"""
+        self.made: dict[str, Made] = {}
+        """and make repositories,"""
+        self.deleted: list[str] = []
+        self.blobs: dict[str, bytes] = {}
+        """whose large files come here first, by their SHA-256."""
+        self.datasets: set[str] = set()
+        """Datasets that everybody may see."""
+        self.goes_at: str | None = None
+        """It goes away when something is asked of an address that has this in it."""
+        self.is_late = False
+        """It does what is asked of it before it goes."""
+        self.refuses: tuple[str, int] | None = None
+        """What it answers to something asked of an address that has this in it."""
         self.port = 0
         self._server: Server | None = None
         self._changing = Lock()
@@ -60,6 +81,16 @@ class Hub:
                 self._server = None
 
 
+@dataclass
+class Made:
+    """A repository that was made here."""
+
+    asked: dict[str, Any]
+    """What it was asked for with; `visibility` is what it has."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -82,20 +113,129 @@ class Answer(BaseHTTPRequestHandler):
         if hub.refusal is not None:
             status, code = hub.refusal
             self.answer(b"", status, {"X-Error-Code": code} if code else {})
+        elif path.removeprefix("/api/models/") in hub.made:
+            self.describe(path.removeprefix("/api/models/"))
+        elif path.removeprefix("/api/datasets/") in hub.datasets:
+            self.tell({"id": path.removeprefix("/api/datasets/"), "private": False})
+        elif path == "/.well-known/openid-configuration":
+            self.tell({"authorization_endpoint": f"{hub.url}/oauth/authorize", "issuer": hub.url})
         elif path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40}
-                for name, data in hub.files.items()
-            ]
+            tree = [_entry(name, data) for name, data in hub.files.items()]
             self.answer(json.dumps(tree).encode())
         elif path.startswith(f"/api/models/{REPOSITORY}"):
             info = {"id": REPOSITORY, "sha": SHA}
-            info["siblings"] = [{"rfilename": name} for name in hub.files]
+            info["siblings"] = [
+                {"rfilename": name, "size": len(data)} for name, data in hub.files.items()
+            ]
             self.answer(json.dumps(info).encode())
         elif path.startswith(f"/{REPOSITORY}/resolve/"):
             self.send(path.partition(f"{SHA}/")[2])
         else:
             self.answer(b"", 404, {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        hub, path = self.server.hub, self.path.partition("?")[0]
+        hub.asked.append(path)
+        hub.tokens.add(self.headers.get("Authorization"))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if hub.goes_at is not None and hub.goes_at in path:
+            self.close_connection = True
+            if hub.is_late:
+                self.take(path, body)
+            hub.go_away()
+        elif hub.refuses is not None and hub.refuses[0] in path:
+            self.answer(b"", hub.refuses[1])
+        elif path == "/api/validate-yaml":
+            self.tell({"errors": [], "warnings": []})
+        elif hub.refusal is not None:
+            self.answer(b"", hub.refusal[0])
+        elif self.headers.get("Authorization") != f"Bearer {hub.token}":
+            self.answer(b"", 401)
+        elif path == "/api/repos/create":
+            self.make(json.loads(body))
+        elif path.endswith("/preupload/main"):
+            self.tell({"files": [self.mode(file) for file in json.loads(body)["files"]]})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self.tell({"transfer": "basic", "objects": self.wanted(json.loads(body)["objects"])})
+        else:
+            name = self.take(path, body)
+            self.tell({"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA})
+
+    def do_PUT(self) -> None:
+        """Take a large file where it was told to go."""
+        hub, path = self.server.hub, self.path
+        hub.asked.append(path)
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if hub.goes_at is not None and hub.goes_at in path:
+            self.close_connection = True
+            hub.go_away()
+            return
+        hub.blobs[path.rpartition("/")[2]] = content
+        self.answer(b"")
+
+    def do_DELETE(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = f"{asked['organization']}/{asked['name']}"
+        self.server.hub.made.pop(name)
+        self.server.hub.deleted.append(name)
+        self.answer(b"")
+
+    def describe(self, name: str) -> None:
+        """Say what a repository that was made here is, to who may know of it."""
+        made, came_with = self.server.hub.made[name], self.headers.get("Authorization")
+        is_private = made.asked.get("visibility") == "private"
+        if came_with not in (None, f"Bearer {self.server.hub.token}"):
+            said = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            self.answer(b"", 401, said)
+        elif is_private and came_with is None:
+            self.answer(b"", 401, {"X-Error-Code": "RepoNotFound"})
+        else:
+            files = [{"rfilename": file} for file in (".gitattributes", *made.files)]
+            self.tell({"id": name, "sha": SHA, "private": is_private, "siblings": files})
+
+    def make(self, asked: dict[str, Any]) -> None:
+        """Make a repository, unless it is there or somebody else's."""
+        name = f"{asked.get('organization')}/{asked['name']}"
+        if name in self.server.hub.made:
+            self.answer(b"", 409)
+        elif asked.get("organization") != "owner":
+            self.answer(b"", 403)
+        else:
+            self.server.hub.made[name] = Made(asked)
+            self.tell({"url": f"{self.server.hub.url}/{name}", "id": name})
+
+    def mode(self, file: dict[str, Any]) -> dict[str, Any]:
+        """Say how a file is to be sent."""
+        is_large = file["path"].endswith((".safetensors", ".png"))
+        how = "lfs" if is_large else "regular"
+        return {"path": file["path"], "uploadMode": how, "shouldIgnore": False}
+
+    def wanted(self, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Say where large files are to go."""
+        url = self.server.hub.url
+        return [
+            {**one, "actions": {"upload": {"href": f"{url}/lfs/{one['oid']}"}}} for one in objects
+        ]
+
+    def take(self, path: str, body: bytes) -> str:
+        """Take all files of a commit at once; return whose they are."""
+        name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+        made = self.server.hub.made[name]
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                made.commits.append(value["summary"])
+            elif line["key"] == "file":
+                made.files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                made.files[value["path"]] = self.server.hub.blobs[value["oid"]]
+        return name
+
+    def tell(self, said: Any) -> None:
+        """Answer in JSON, to whatever was asked."""
+        body = json.dumps(said).encode()
+        self.head(len(body), 200, {"Content-Type": "application/json"})
+        self.wfile.write(body)
 
     def send(self, name: str) -> None:
         """Send a file, or the end of it that is asked for."""
@@ -138,3 +278,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         """Keep the test's output clean."""
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(data), "oid": "b" * 40}

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from lora_studio.models import starter
+from lora_studio.models import wheels
 from lora_studio.runs.events import EventWriter
 from lora_studio.training import worker
 
@@ -52,5 +52,5 @@ def lingering(write: Any) -> Any:
 if __name__ == "__main__":
     EventWriter.write = lingering(EventWriter.write)  # type: ignore[method-assign]
     if STAGE == "pip":
-        starter.PIP = tuple(MINUTE)  # type: ignore[assignment]
+        wheels.PIP = tuple(MINUTE)  # type: ignore[assignment]
     sys.exit(worker.main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lora_studio.adapters.reading import CONFIG, WEIGHTS
+from lora_studio.adapters.configuration import CONFIG, WEIGHTS
 from lora_studio.adapters.shrinking import shrink
 from lora_studio.adapters.xray import enough, xray
 from lora_studio.errors import AdapterError
+from lora_studio.library.shrunk import predicted_bytes, predicted_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 
@@ -158,10 +160,81 @@ def test_a_rank_that_makes_nothing_smaller_is_refused(
     assert not (tmp_path / "b").exists()
 
 
-def test_dora_is_not_made_smaller(tiny_llama: Path, tmp_path: Path) -> None:
-    made(tiny_llama, tmp_path / "a", target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(AdapterError, match="DoRA"):
-        shrink(tmp_path / "a", tmp_path / "b", 2)
+@pytest.mark.parametrize(
+    ("about", "key"),
+    [
+        ({"target_modules": ["q_proj"], "use_dora": True}, "adapters.dora_no_factors"),
+        (
+            {"target_modules": [], "target_parameters": ["up_proj.weight"]},
+            "adapters.parameters_no_factors",
+        ),
+    ],
+)
+def test_a_change_that_is_no_product_is_refused_in_words(
+    tiny_llama: Path, tmp_path: Path, about: dict[str, Any], key: str
+) -> None:
+    made(tiny_llama, tmp_path / "a", **about)
+    for act in (
+        lambda: xray(tmp_path / "a", tiny_llama),
+        lambda: shrink(tmp_path / "a", tmp_path / "b", 2),
+    ):
+        with pytest.raises(AdapterError) as caught:
+            act()
+        assert caught.value.key == key
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_smaller_adapter_keeps_its_number_format_and_counts_its_rounding(
+    tiny_llama: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    made(tiny_llama, tmp_path / "a", target_modules="all-linear", rank_pattern={"q_proj": 2})
+    file = tmp_path / "a" / WEIGHTS
+    save_file({key: one.to(dtype) for key, one in load_file(file).items()}, file)
+    before = dense(tmp_path / "a")
+    looked = xray(tmp_path / "a", tiny_llama).to_dict()
+    found = shrink(tmp_path / "a", tmp_path / "b", 5)
+    assert {one.dtype for one in load_file(tmp_path / "b" / WEIGHTS).values()} == {dtype}
+    after = dense(tmp_path / "b")
+    lost = sum((before[name] - after[name]).norm().item() ** 2 for name in before)
+    whole = sum(one.norm().item() ** 2 for one in before.values())
+    assert found.error == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+    assert found.error > predicted_error(looked["modules"], 5)
+    assert found.errors["model.layers.0.self_attn.q_proj"] > 0, "of rank 2, and rounded anew"
+    assert found.bytes < file.stat().st_size
+    promised = predicted_bytes(looked["modules"], 5, file.stat().st_size)
+    assert found.bytes == pytest.approx(promised, rel=0.01)
+
+
+def dense(folder: Path) -> dict[str, torch.Tensor]:
+    """ΔW of each module, from the files alone."""
+    config = json.loads((folder / CONFIG).read_text())
+    tensors = load_file(folder / WEIGHTS)
+    found = {}
+    for key, a in tensors.items():
+        if "lora_A" in key:
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            alphas = [alpha for part, alpha in config["alpha_pattern"].items()
+                      if re.search(rf"({part})$", name)]  # fmt: skip
+            scale = (alphas or [config["lora_alpha"]])[0] / a.shape[0]
+            b = tensors[key.replace("lora_A", "lora_B")]
+            found[name] = scale * b.double() @ a.double()
+    return found
+
+
+def test_what_is_trained_beside_lora_is_counted(tiny_gpt2: Path, tmp_path: Path) -> None:
+    about = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    made(tiny_gpt2, tmp_path / "a", **about)
+    assert xray(tmp_path / "a", tiny_gpt2).beside == 0
+    made(tiny_gpt2, tmp_path / "b", bias="lora_only", modules_to_save=["ln_f"], **about)
+    assert xray(tmp_path / "b", tiny_gpt2).beside == 0, "saved, but as they were"
+    file = tmp_path / "b" / WEIGHTS
+    tensors = load_file(file)
+    for key in [key for key in tensors if ".h.0.attn.c_attn" in key and "lora_" not in key]:
+        tensors[key] += 1
+    tensors[next(key for key in tensors if key.endswith("ln_f.weight"))] *= 2
+    save_file(tensors, file)
+    assert xray(tmp_path / "b", tiny_gpt2).beside == 2
 
 
 @pytest.mark.parametrize(
@@ -170,7 +243,7 @@ def test_dora_is_not_made_smaller(tiny_llama: Path, tmp_path: Path) -> None:
         (lambda one: one.fill_(float("nan")), "adapters.not_finite"),
         (lambda one: one[:0].clone(), "adapters.no_product"),
         (lambda one: one[:3].clone(), "adapters.no_product"),
-        (lambda _: None, "chat.adapter_incomplete"),
+        (lambda _: None, "adapters.incomplete"),
     ],
 )
 def test_an_adapter_that_is_broken_is_named_with_its_module(
@@ -180,7 +253,7 @@ def test_an_adapter_that_is_broken_is_named_with_its_module(
     file = tmp_path / "a" / WEIGHTS
     tensors = load_file(file)
     name = next(name for name in sorted(tensors) if "lora_A" in name)
-    if key == "chat.adapter_incomplete":
+    if key == "adapters.incomplete":
         del tensors[name.replace("lora_A", "lora_B")]
     else:
         tensors[name] = change(tensors[name])

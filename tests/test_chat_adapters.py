@@ -55,7 +55,7 @@ def test_a_folder_that_lacks_a_file_is_refused_even_with_a_bin_file(tiny_llama, 
     (adapter / missing).unlink()
     torch.save({}, adapter / "adapter_model.bin")
     error = refusal(tiny_llama, adapter)
-    assert (error.key, error.values["missing"]) == ("chat.adapter_incomplete", missing)
+    assert (error.key, error.values["missing"]) == ("adapters.incomplete", missing)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"peft_type": "LORA", "r": 8'])
@@ -68,20 +68,22 @@ def test_a_damaged_configuration_is_refused(tiny_llama, adapter, text):
 def test_half_copied_weights_are_refused(tiny_llama, adapter):
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert refusal(tiny_llama, adapter).key == "chat.adapter_unreadable"
+    assert refusal(tiny_llama, adapter).key == "adapters.unreadable"
 
 
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"peft_type": "IA3"}, "chat.adapter_kind"),
-        ({"peft_type": None}, "chat.adapter_kind"),
-        ({"trainable_token_indices": [1, 2]}, "chat.adapter_kind"),
-        ({"init_lora_weights": "pissa"}, "chat.adapter_rewrites_base"),
-        ({"init_lora_weights": "olora"}, "chat.adapter_rewrites_base"),
-        ({"target_modules": ["q_proj", "o_proj"]}, "chat.adapter_unusable"),
-        ({"r": 8}, "chat.adapter_unusable"),
-        ({"r": "many"}, "chat.adapter_unusable"),
+        ({"peft_type": "IA3"}, "adapters.kind"),
+        ({"peft_type": None}, "adapters.kind"),
+        ({"trainable_token_indices": [1, 2]}, "adapters.kind"),
+        ({"init_lora_weights": "pissa"}, "adapters.rewrites_base"),
+        ({"init_lora_weights": "olora"}, "adapters.rewrites_base"),
+        ({"target_modules": ["q_proj", "o_proj"]}, "adapters.unusable"),
+        ({"r": 8}, "adapters.unusable"),
+        ({"target_modules": "("}, "adapters.unusable"),
+        ({"target_modules": 7}, "adapters.odd_setting"),
+        ({"layers_to_transform": "none"}, "adapters.odd_setting"),
     ],
 )
 def test_what_the_configuration_says_is_checked(tiny_llama, adapter, change, key):
@@ -94,14 +96,14 @@ def test_an_adapter_of_a_wider_base_is_refused_with_both_shapes(tiny_llama, tmp_
     config = LlamaConfig.from_pretrained(tiny_llama, hidden_size=64)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
     error = refusal(tiny_llama, save_adapter(tmp_path / "wide", tmp_path / "a"))
-    assert error.key == "chat.adapter_wrong_base"
+    assert error.key == "adapters.wrong_base"
     assert (error.values["found"], error.values["expected"]) == ("4×64", "4×32")
     assert error.values["trained_on"].endswith("wide")
 
 
 def test_an_adapter_of_another_family_is_refused_by_the_module_it_misses(tiny_gpt2, adapter):
     error = refusal(tiny_gpt2, adapter)
-    assert error.key == "chat.adapter_not_here"
+    assert error.key == "adapters.not_here"
     assert error.values["name"].endswith("self_attn.q_proj")
 
 

@@ -10,12 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from sorting import LABELS, SEED, make_sorter, write_run
 from transformers import AutoTokenizer
 
+from lora_studio.cases.machine import Machine
 from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import AdapterError, StudioError
 from lora_studio.models.loading import load_classifier
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 
 # See test_chat_engine.py.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -116,18 +117,18 @@ def test_adapters_of_the_other_task_are_refused_and_leave_the_rest_as_it_was(
     before = engine.classify(TEXT, ["sorter"])
     with pytest.raises(AdapterError) as caught:
         engine.load(str(tiny_llama), "fp32", "cpu", {"w": writer}, labels=LABELS, seed=SEED)
-    assert caught.value.key == "chat.adapter_writes"
+    assert caught.value.key == "adapters.writes"
     assert engine.classify(TEXT, ["sorter"]) == before
     with pytest.raises(AdapterError) as caught:
         engine.load(str(tiny_llama), "fp32", "cpu", {"sorter": sorter})
-    assert caught.value.key == "chat.adapter_sorts"
+    assert caught.value.key == "adapters.sorts"
 
 
 def test_an_adapter_of_other_classes_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     folder = make_sorter(tiny_llama, tmp_path / "two", seed=1, labels=("no", "yes"))
     with pytest.raises(AdapterError) as caught:
         loaded(tiny_llama, {"two": folder})
-    assert caught.value.key == "chat.adapter_wrong_base"
+    assert caught.value.key == "adapters.wrong_base"
     assert (caught.value.values["found"], caught.value.values["expected"]) == ("2×32", "3×32")
 
 
@@ -180,16 +181,16 @@ def test_the_studio_asks_both_sides_of_a_run_and_refuses_the_other_kind_of_quest
     writer = write_run(settings.runs / "write-1", str(tiny_llama), labels=())
     make_writer(tiny_llama, writer.adapter)
     studio = Studio(settings, Machine.open(settings, isolated=False))
-    *stages, found = studio.classify("sort-1", TEXT)
+    *stages, found = studio.answers.classify("sort-1", TEXT)
     assert [event["stage"] for event in stages][-1] == "load"
     assert found["labels"] == list(LABELS)
     assert found["base"] == pytest.approx(truth(tiny_llama), abs=1e-6)
     assert found["adapter"] == pytest.approx(truth(tiny_llama, str(run.adapter)), abs=1e-5)
     with pytest.raises(StudioError) as caught:
-        list(studio.classify("write-1", TEXT))
+        list(studio.answers.classify("write-1", TEXT))
     assert caught.value.key == "chat.no_classes"
     panes = [Pane(text=TEXT), Pane(adapter="sort-1", text=TEXT)]
     with pytest.raises(StudioError) as caught:
-        list(studio.ask("sort-1", panes, Sampling()))
+        list(studio.answers.ask("sort-1", panes, Sampling()))
     assert caught.value.key == "chat.only_classes"
-    assert studio._accelerator.holder() is None
+    assert studio._machine.accelerator.holder() is None

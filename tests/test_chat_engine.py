@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from answering import ASK, LONGER, answer, make_adapter, prompt_of, untouched_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.chat.engine import Engine
@@ -17,37 +16,10 @@ from lora_studio.chat.request import Pane, Sampling
 from lora_studio.child import Child
 from lora_studio.data.templates import PLAIN_TEMPLATE
 from lora_studio.errors import AdapterError, StudioError
-from lora_studio.models.loading import load_model
 
 # PeftModel asks a transformers model for a name that transformers has deprecated (peft 0.21.2,
 # peft_model.py); the engine does without PeftModel, the adapters of these tests do not.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
-ASK = [{"role": "user", "content": "What is the capital of France?"}]
-LONGER = [
-    {"role": "user", "content": "어댑터는 작아요?"},
-    {"role": "assistant", "content": "The quick brown fox jumps over the lazy dog."},
-    {"role": "user", "content": "A coffee shop near the city centre?"},
-]
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
-
-
-def make_adapter(base: Path, folder: Path, *, seed: int, tokenizer: Path | None = None, **config):
-    """Save an adapter whose B is not zero, so that it changes every answer."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = {"r": 4, "target_modules": TARGETS[model.config.model_type]} | config
-    torch.manual_seed(seed)
-    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
-    biases = config.get("bias", "none") != "none"
-    for name, parameter in wrapped.named_parameters():
-        if parameter.requires_grad and ("lora_B" in name or "modules_to_save" in name):
-            torch.nn.init.normal_(parameter, std=0.5)
-        elif biases and name.endswith("bias") and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=1.0)
-    wrapped.save_pretrained(folder, save_embedding_layers=False)
-    if tokenizer is not None:
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -64,28 +36,6 @@ def shared(tiny_llama, adapters):
     engine = Engine()
     engine.load(str(tiny_llama), "fp32", "cpu", adapters)
     return engine
-
-
-def answer(engine, panes, **sampling):
-    """Return the texts, the done events and the mode event."""
-    events = list(engine.generate(panes, Sampling(**{"max_new_tokens": 24} | sampling)))
-    texts = ["" for _ in panes]
-    done = {event["pane"]: event for event in events if event.get("done")}
-    for event in events[1:]:
-        texts[event["pane"]] += event.get("text", "")
-    return texts, done, events[0]
-
-
-def prompt_of(folder, messages):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-
-
-def untouched_logits(folder, messages=ASK, precision="fp32"):
-    model = load_model(folder, precision, "cpu")
-    with torch.inference_mode():
-        return model(prompt_of(folder, messages)).logits[0, -1].tolist()
 
 
 BASE = Pane(messages=ASK)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from answering import byte_fallback_tokenizer
+from transformers import AutoTokenizer
 
 from lora_studio.chat.streaming import Detokenizer, Row, RowStreamer
 
@@ -25,38 +26,7 @@ def byte_level(tiny_llama: Path):
 
 @pytest.fixture(scope="module")
 def byte_fallback():
-    """A tokenizer in the manner of SentencePiece: words with ▁, everything else byte by byte."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
-    pieces = [
-        "<unk>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        "▁a",
-        "a",
-        "n",
-        "d",
-        "▁and",
-    ]
-    bpe = models.BPE(
-        vocab={piece: number for number, piece in enumerate(pieces)},
-        merges=[("▁", "a"), ("n", "d"), ("▁a", "nd")][:1],
-        unk_token="<unk>",
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    return byte_fallback_tokenizer()
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])

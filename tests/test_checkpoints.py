@@ -17,7 +17,7 @@ from trainings import work
 from transformers import TrainerCallback
 from workers import open_studio, until
 
-from lora_studio.cli import main
+from lora_studio.cli.main import main
 from lora_studio.errors import RunError
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
@@ -621,7 +621,7 @@ def test_what_cannot_go_on_says_why(
     folder = create(studio.settings.runs, Recipe(name="a run"))
     monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path))
     with pytest.raises(RunError, match="still going"):
-        studio.resume("a-run-1")
+        studio.training.resume("a-run-1")
     tell(folder, ("stopped", {"kept": True}))
     assert main(["resume", "a-run-1"]) == 1
     assert "no checkpoint to go on from" in capsys.readouterr().err
@@ -630,9 +630,9 @@ def test_what_cannot_go_on_says_why(
     assert "To go on from step 3: resume a-run-1" in capsys.readouterr().out
     tell(folder, ("finished", {}))
     with pytest.raises(RunError, match="already over"):
-        studio.resume("a-run-1")
+        studio.training.resume("a-run-1")
     with pytest.raises(RunError, match="no run called"):
-        studio.resume("../a-run-1")
+        studio.training.resume("../a-run-1")
 
 
 @pytest.mark.slow
@@ -657,8 +657,8 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in the same order as in this process
     whole = work(create(studio.settings.runs, recipe), studio.settings)
     capsys.readouterr()  # the library's own lines
-    broken = studio.start(recipe)
-    history = studio.history(broken)
+    broken = studio.training.start(recipe)
+    history = studio.runs.history(broken)
     until(history, holds=lambda found: len(found.folder.checkpoint_steps()) > 1)
     pid = process.pid_of(history.folder.process)
     assert pid is not None

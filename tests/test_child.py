@@ -46,6 +46,16 @@ class Served:
         self.is_stopped.wait(30)
         yield "stopped" if self.is_stopped.is_set() else "timed out"
 
+    def slowly(self, seconds: float) -> Iterator[str]:
+        yield "first"
+        time.sleep(seconds)
+        yield "stale"
+        yield "stale"
+
+    def start_program(self) -> Iterator[int]:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as program:
+            yield program.pid
+
     def stop(self) -> None:
         self.is_stopped.set()
 
@@ -122,6 +132,45 @@ def test_a_stream_closed_early_closes_the_childs_generator_and_leaves_the_pipe_c
     items.close()
     assert child.call("add", number=5) == 15
     assert child.call("closed") == 1
+
+
+def test_closing_a_stream_does_not_wait_for_a_busy_child_and_the_next_one_gets_nothing_of_it(child):
+    items = child.stream("slowly", seconds=1.0)
+    assert next(items) == "first"
+    began = time.monotonic()
+    items.close()
+    assert time.monotonic() - began < 0.2
+    assert list(child.stream("numbers", end=3)) == [0, 1, 2]
+    assert time.monotonic() - began > 0.8  # it had waited for its turn
+
+
+def test_a_closed_stream_that_hangs_ends_the_child_and_the_next_call_has_a_fresh_one(
+    child, monkeypatch
+):
+    monkeypatch.setattr("lora_studio.child.DRAIN_GRACE_S", 0.3)
+    items = child.stream("slowly", seconds=600)
+    next(items)
+    hanging = child.pid
+    items.close()
+    assert child.call("add", number=1) == 11
+    assert not is_running(hanging)
+
+
+def test_retired_a_child_ends_after_what_it_is_busy_with(child):
+    items = child.stream("slowly", seconds=0.3)
+    next(items)
+    items.close()
+    pid = child.pid
+    child.retire()
+    assert not child.alive
+    assert not is_running(pid)
+
+
+def test_what_a_child_has_started_ends_with_it(child):
+    program = next(items := child.stream("start_program"))
+    child.close()
+    assert wait_until(lambda: not is_running(program))
+    items.close()
 
 
 def test_a_stream_never_read_costs_nothing(child):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from sorting import LABELS, make_sorter, write_run
 
-from lora_studio.cli import main
+from lora_studio.cli.main import main
 from lora_studio.runs.folder import RunFolder, listed
 from lora_studio.runs.history import History
 
@@ -373,7 +373,7 @@ def test_estimate_says_in_words_what_does_not_fit_and_what_would(
     said = cli("estimate", recipe)
     assert "peak_memory: " in said.out
     assert "It fits." in said.out
-    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: 1000)
+    monkeypatch.setattr("lora_studio.cases.machine.free_memory", lambda: 1000)
     said = cli("estimate", recipe)
     assert "It will not fit." in said.out
 
@@ -458,11 +458,18 @@ def test_wrong_usage_ends_with_two(cli: Call, arguments: Sequence[str]) -> None:
     assert said.err
 
 
-@pytest.mark.parametrize("arguments", [["show"], ["stop"], ["ask"]])
-def test_an_unknown_run_is_said(cli: Call, arguments: list[str]) -> None:
-    said = cli(*arguments, "../x", *(["q"] if arguments == ["ask"] else []))
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["show", "../x"], "no run called ../x"),
+        (["stop", "../x"], "no run called ../x"),
+        (["ask", "../x", "q"], "no adapter called “../x”"),
+    ],
+)
+def test_an_unknown_run_is_said(cli: Call, arguments: list[str], told: str) -> None:
+    said = cli(*arguments)
     assert (said.code, said.out) == (1, "")
-    assert "no run called ../x" in said.err
+    assert told in said.err
 
 
 def test_a_model_that_cannot_be_used_ends_with_one(cli: Call, tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_compiled_layers_have_the_loss_and_gradients_of_the_librarys(build: Buil
     assert graphs() == made, "rows of another length are no other graph"
 
 
+def test_layers_are_compared_in_the_number_format_of_a_step(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = build(), []
+    narrow = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(run.trainer.accelerator, "autocast", lambda: narrow)
+
+    def compute_loss(*_: Any) -> torch.Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return torch.zeros(())
+
+    monkeypatch.setattr(run.trainer, "compute_loss", compute_loss)
+    run.trainer.loss_of_some()
+    assert seen == [(True, torch.bfloat16)]
+
+
 def test_a_compiled_run_learns_what_one_that_is_not_learns(build: Build) -> None:
     whole = build()
     whole.session.train()

@@ -18,12 +18,13 @@ from local_hub import REPOSITORY, Hub
 from safetensors.torch import load_file
 from workers import WAIT_S, finish, open_studio, until
 
+from lora_studio.cases.machine import Machine
 from lora_studio.recipe import Recipe
 from lora_studio.runs import checkpoints, process
 from lora_studio.runs.folder import WEIGHTS, RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 
 pytestmark = [
     pytest.mark.usefixtures("nobody_left"),
@@ -81,13 +82,13 @@ def test_a_disk_that_is_full_while_saving_ends_a_run_in_words_and_loses_no_check
     small_disk: Path, recipe: Recipe
 ) -> None:
     studio = open_studio(small_disk)
-    history = studio.history(studio.start(recipe))
+    history = studio.runs.history(studio.training.start(recipe))
     until(history, holds=with_checkpoint)
     filler = small_disk / "filler"
-    with filler.open("wb") as out, pytest.raises(OSError, match="No space"):
+    # Unbuffered: what a buffer still held would be written, and refused, once more by its close.
+    with filler.open("wb", buffering=0) as out, pytest.raises(OSError, match="No space"):
         while True:
             out.write(b"\0" * 65_536)
-            out.flush()
     until(history, holds=lambda found: found.is_over)
     assert history.status == "failed"
     assert history.cause is not None
@@ -96,9 +97,9 @@ def test_a_disk_that_is_full_while_saving_ends_a_run_in_words_and_loses_no_check
     assert kept is not None
     assert checkpoints.is_whole(history.folder.checkpoint(kept))
     filler.unlink()
-    studio.resume(history.folder.id)
+    studio.training.resume(history.folder.id)
     until(history, holds=lambda found: found.resumes == 1 and found.step > kept)
-    studio.stop(history.folder.id, keep=True)
+    studio.training.stop(history.folder.id, keep=True)
     until(history, holds=lambda found: found.is_over)
     assert history.ending["kept"]
     assert load_file(history.folder.adapter / WEIGHTS)
@@ -111,14 +112,14 @@ def test_a_base_model_that_is_deleted_meanwhile_costs_nothing(
     model = tmp_path / "model"
     shutil.copytree(tiny_llama, model)
     studio = open_studio(tmp_path / "home")
-    history = studio.history(
-        studio.start(replace(recipe, model=replace(recipe.model, source=str(model))))
+    history = studio.runs.history(
+        studio.training.start(replace(recipe, model=replace(recipe.model, source=str(model))))
     )
     until(history, holds=lambda found: found.step > 1)
     shutil.rmtree(model)
     step = history.step
     until(history, holds=lambda found: found.step > step + 4)
-    studio.stop(history.folder.id, keep=True)
+    studio.training.stop(history.folder.id, keep=True)
     until(history, holds=lambda found: found.is_over)
     assert history.ending["kept"]
     assert load_file(history.folder.adapter / WEIGHTS)
@@ -137,13 +138,13 @@ def test_a_hub_that_goes_away_in_the_middle_of_the_weights_fails_a_run_and_not_t
     studio = Studio(settings, Machine.open(settings, isolated=False))
     recipe = replace(recipe, model=replace(recipe.model, source=REPOSITORY))
     hub.breaks_at = ("model.safetensors", (tiny_llama / "model.safetensors").stat().st_size // 2)
-    failed = finish(studio, studio.start(recipe))
+    failed = finish(studio, studio.training.start(recipe))
     assert failed.status == "failed"
     assert failed.cause is not None
     assert failed.cause.key == "model.no_network"
     assert not list((tmp_path / "hub").rglob("snapshots/*/*.safetensors"))
     hub.come_back()
-    again = finish(studio, studio.retry(failed.folder.id, ["training.max_steps=1"]))
+    again = finish(studio, studio.retrying.retry(failed.folder.id, ["training.max_steps=1"]))
     assert again.status == "finished"
     assert load_file(again.folder.adapter / WEIGHTS)
     hub.go_away()
@@ -165,10 +166,10 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
     )
     studio = open_studio(home)
     deadline = time.monotonic() + WAIT_S
-    while not studio.runs():
+    while not studio.runs.all():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    (history,) = studio.runs()
+    (history,) = studio.runs.all()
     until(history, holds=with_checkpoint)
     pid = process.pid_of(history.folder.process)
     assert pid is not None
@@ -183,7 +184,7 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
     assert kept is not None
     again = open_studio(home)
     shortened(history, kept + 3)
-    again.resume(history.folder.id)
+    again.training.resume(history.folder.id)
     until(history, holds=lambda found: found.resumes == 1 and found.is_over)
     assert (history.status, history.step) == ("finished", kept + 3)
 
@@ -199,13 +200,13 @@ def test_two_hundred_runs_are_listed_in_a_moment(settings: Settings, recipe: Rec
         folder.events.write_text("\n".join([*lines, ""]), encoding="utf-8")
     studio = open_studio(settings.home)
     start = time.process_time()
-    found = studio.runs()
+    found = studio.runs.all()
     taken = time.process_time() - start
     assert len(found) == 200
     assert {history.status for history in found} == {"finished"}
     assert taken < 1.0
     start = time.process_time()
-    assert len(studio.runs()) == 200
+    assert len(studio.runs.all()) == 200
     assert time.process_time() - start < 0.2
 
 

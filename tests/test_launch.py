@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lora_studio.cases.machine import Machine
 from lora_studio.errors import RecipeError, RunError, StudioError
 from lora_studio.exports import cluster
 from lora_studio.hardware import Gpu, Hardware
@@ -22,7 +23,7 @@ from lora_studio.runs import launching
 from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.training import ranks, worker
 from lora_studio.training.plan import measured_rows, total_steps
 from lora_studio.ui import launch_choice
@@ -157,7 +158,7 @@ def test_a_space_trains_on_its_own_machine_only(tmp_path: Path, pairs: Path) -> 
     studio = Studio(settings, Machine.open(settings, isolated=False))
     recipe = replace(Recipe().with_files([str(pairs)]), launch=CLUSTER)
     with pytest.raises(RecipeError, match="stays on its one machine"):
-        studio.start(recipe)
+        studio.training.start(recipe)
 
 
 # What is started

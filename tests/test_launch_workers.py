@@ -85,7 +85,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(home: Path, recipe: Recipe) -> History:
     studio = open_studio(home)
-    return finish(studio, studio.start(recipe))
+    return finish(studio, studio.training.start(recipe))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def endless(home: Path, recipe: Recipe) -> History:
     """A run of two processes that is at its second step, and ends only when it is told to."""
     training = replace(recipe.training, max_steps=100_000, eval_steps=100_000)
     studio = open_studio(home)
-    history = studio.history(studio.start(replace(recipe, training=training)))
+    history = studio.runs.history(studio.training.start(replace(recipe, training=training)))
     until(history, holds=lambda found: found.step >= 2)
     return history
 
@@ -152,7 +152,7 @@ def test_two_processes_go_on_from_a_checkpoint_to_the_end_they_would_have_come_t
     kinds = [event["event"] for event in read_events(whole.events)[0]]
     (copy / "events.jsonl").write_text("".join(lines[: kinds.index("checkpoint") + 1]))
     studio = open_studio(home)
-    studio.resume("crashed-1")
+    studio.training.resume("crashed-1")
     again = finish(studio, "crashed-1")
     assert again.status == "finished", again.folder.stdout.read_text(encoding="utf-8")
     for kind in ("steps", "evals"):
@@ -169,7 +169,7 @@ def test_a_stop_reaches_both_at_the_same_step_and_keeps_what_was_learned(
 ) -> None:
     members, asked = family(endless), time.monotonic()
     studio = open_studio(home)
-    studio.stop(endless.folder.id, keep=True)
+    studio.training.stop(endless.folder.id, keep=True)
     finish(studio, endless.folder.id)
     assert all_gone(members)
     assert time.monotonic() - asked < GONE_WITHIN_S
@@ -192,7 +192,7 @@ def test_the_others_end_soon_when_one_process_is_killed(
     assert endless.cause is not None
     if killed:
         assert endless.cause.key == "launch.process_lost"
-    assert open_studio(home).active() is None
+    assert open_studio(home).runs.active() is None
 
 
 def test_workers_end_by_themselves_when_their_launcher_is_killed(endless: History) -> None:
@@ -206,11 +206,11 @@ def test_a_run_that_is_dropped_while_it_prepares_ends_with_all_its_processes(
     home: Path, recipe: Recipe
 ) -> None:
     studio = open_studio(home)
-    run = studio.start(recipe)
-    history = studio.history(run)
+    run = studio.training.start(recipe)
+    history = studio.runs.history(run)
     until(history, holds=lambda found: found.stage)
     members = family(history)
-    studio.stop(run, keep=False)
+    studio.training.stop(run, keep=False)
     assert all_gone(members)
     assert (history.update().status, history.step) == ("stopped", 0)
     assert history.cause is None
@@ -243,7 +243,7 @@ def test_two_machines_train_as_two_processes_of_one_do(
             main_process_port=port,
         )  # fmt: skip
         studios.append(open_studio(tmp_path / f"machine-{rank}"))
-        runs.append(studios[rank].start(replace(recipe, launch=launch)))
+        runs.append(studios[rank].training.start(replace(recipe, launch=launch)))
     first, second = (finish(studio, run) for studio, run in zip(studios, runs, strict=True))
     for history in (first, second):
         log = history.folder.stdout.read_text(encoding="utf-8")

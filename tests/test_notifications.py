@@ -17,6 +17,7 @@ import pytest
 from transformers import TrainerCallback
 from workers import open_studio
 
+from lora_studio.cases.machine import Machine
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.outlook import look_ahead
 from lora_studio.recipe import Recipe, TrackerName
@@ -25,7 +26,7 @@ from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.training import notices, trackers
 from lora_studio.training.notices import Webhook
 from lora_studio.training.tracking import Tracking, close, keep_apart
@@ -225,7 +226,7 @@ def test_the_owner_of_a_space_for_everybody_is_not_told_of_visitors(
         home=tmp_path, webhook="https://x.org", space_id=space, original_space="all/show"
     )
     studio = Studio(settings, Machine.open(settings, isolated=False))
-    assert studio._worker_environment(None)["LORA_STUDIO_WEBHOOK"] == told
+    assert studio.workers.environment(None)["LORA_STUDIO_WEBHOOK"] == told
 
 
 # Real workers
@@ -246,7 +247,7 @@ def recipe(pairs: Path, tiny_llama: Path) -> Recipe:
 
 def until(studio: Studio, run: str, *, holds: Callable[[History], Any]) -> History:
     """Wait until something holds of a run; return what it was through."""
-    history = studio.history(run)
+    history = studio.runs.history(run)
     deadline = time.monotonic() + WAIT_S
     while not holds(history.update()):
         assert time.monotonic() < deadline, history.folder.stdout.read_text(encoding="utf-8")
@@ -269,7 +270,7 @@ def test_a_worker_tells_once_what_came_of_its_run_and_keeps_the_address_to_itsel
 ) -> None:
     listener = listen()
     studio = open_studio(tmp_path / "home", webhook=listener.url)
-    history = gone(studio, studio.start(recipe))
+    history = gone(studio, studio.training.start(recipe))
     assert history.status == "finished", history.folder.stdout.read_text(encoding="utf-8")
     (heard,) = listener.heard
     assert heard["status"] == "finished"
@@ -289,10 +290,10 @@ def test_a_worker_tells_of_a_failure_and_of_a_stop_before_the_first_step(
     listener = listen()
     studio = open_studio(tmp_path / "home", webhook=listener.url)
     impossible = recipe.changed(["training.per_device_train_batch_size=64"])
-    gone(studio, studio.start(impossible))
-    run = studio.start(recipe.changed(["training.max_steps=100000"]))
+    gone(studio, studio.training.start(impossible))
+    run = studio.training.start(recipe.changed(["training.max_steps=100000"]))
     until(studio, run, holds=lambda history: history.stage)
-    studio.stop(run, keep=False)
+    studio.training.stop(run, keep=False)
     gone(studio, run)
     assert [heard["status"] for heard in listener.heard] == ["failed", "stopped"]
     assert [heard["adapter"] for heard in listener.heard] == [None, None]
@@ -311,7 +312,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(
     assert [problem.values["package"] for problem in problems] == ["wandb", "trackio"]
     assert "pip install wandb" in str(problems[0])
     with pytest.raises(RecipeError, match="Weights & Biases"):
-        studio.start(asked)
+        studio.training.start(asked)
     assert not look_ahead(recipe, None, studio.hardware).problems
 
 
@@ -444,7 +445,9 @@ def test_a_tracker_is_told_the_runs_name_and_every_step_by_the_trainer(
     studio = open_studio(tmp_path / "home")
     history = gone(
         studio,
-        studio.start(replace(recipe, name="curve").changed(["training.report_to=[tensorboard]"])),
+        studio.training.start(
+            replace(recipe, name="curve").changed(["training.report_to=[tensorboard]"])
+        ),
     )
     log = history.folder.stdout.read_text(encoding="utf-8")
     assert history.status == "finished", log
@@ -476,7 +479,7 @@ def test_a_real_tracker_writes_to_this_machine_and_needs_no_network(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     studio = open_studio(tmp_path / "home")
-    history = gone(studio, studio.start(recipe.changed([f"training.report_to=[{name}]"])))
+    history = gone(studio, studio.training.start(recipe.changed([f"training.report_to=[{name}]"])))
     log = history.folder.stdout.read_text(encoding="utf-8")
     assert history.status == "finished", log
     assert warnings_of(history.folder) == [], log

@@ -648,9 +648,9 @@ def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit, witne
 
 
 GROWTH = """() => {
-  window.grown = { base: [], adapter: [] };
+  window.grown = { 'pane-0': [], 'pane-1': [] };
   window.setInterval(() => {
-    for (const side of ['base', 'adapter']) {
+    for (const side of ['pane-0', 'pane-1']) {
       const said = [...document.querySelectorAll(`#${side}-chat [data-testid=bot]`)].at(-1);
       const length = said ? said.innerText.length : 0, seen = window.grown[side];
       if (length > (seen.at(-1) || 0)) seen.push(length);
@@ -704,11 +704,11 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     put(page, "max-new-tokens", 40)
     put(page, "question", "name : Zizzi | Type : pub | area : riverside")
     page.click("#send")
-    for side in ("base", "adapter"):
+    for side in ("pane-0", "pane-1"):
         expect(page.locator(f"#{side}-rate")).to_contain_text("tokens/s", timeout=SLOW_MS)
-    answers = {side: answer(page, side) for side in ("base", "adapter")}
+    answers = {side: answer(page, side) for side in ("pane-0", "pane-1")}
     assert all(answers.values())
-    assert answers["base"] != answers["adapter"]
+    assert answers["pane-0"] != answers["pane-1"]
     grown = page.evaluate("window.grown")
     assert min(len(lengths) for lengths in grown.values()) > 2
 
@@ -717,10 +717,10 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     page.get_by_label(say("page.mode_text"), exact=True).check()
     put(page, "question", "1, 2, 3, 4, 5, 6,")
     page.click("#send")
-    expect(page.locator("#base-chat [data-testid=user]")).to_have_count(2)
-    expect(page.locator("#base-chat [data-testid=bot]")).to_have_count(2, timeout=60_000)
+    expect(page.locator("#pane-0-chat [data-testid=user]")).to_have_count(2)
+    expect(page.locator("#pane-0-chat [data-testid=bot]")).to_have_count(2, timeout=60_000)
     page.click("#stop")
-    expect(page.locator("#base-rate")).to_contain_text("stopped", timeout=30_000)
+    expect(page.locator("#pane-0-rate")).to_contain_text("stopped", timeout=30_000)
     expect(page.locator("#send")).to_be_enabled()
 
     assert not (before | starter_app.imported()) & HEAVY

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lora_studio.cases.machine import Machine
 from lora_studio.errors import RunError
 from lora_studio.hardware import Hardware
 from lora_studio.models.accounting import count
@@ -29,7 +30,7 @@ from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import create
 from lora_studio.runs.process import ALLOCATION
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui import prediction_bar
 from lora_studio.ui.language import Voice
 from lora_studio.wording import ASSETS
@@ -273,9 +274,10 @@ def test_a_worker_short_of_memory_is_told_to_give_back_every_byte(
 ) -> None:
     machine = Machine.open(settings, isolated=False)
     on_cpu = replace(machine.hardware, device="cpu", gpus=())
-    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: free)
+    monkeypatch.setattr("lora_studio.cases.machine.free_memory", lambda: free)
     studio = Studio(settings, replace(machine, hardware=on_cpu))
-    assert studio._allocation(recipe("precision=fp32")) == told
+    found = studio.planning.outlook(recipe("precision=fp32")).estimate
+    assert studio.workers.allocation(found) == told
 
 
 # Fixes

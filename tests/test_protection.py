@@ -15,13 +15,14 @@ import httpx
 import pytest
 from browser import ROOT, App
 
+from lora_studio.cases.machine import Machine
 from lora_studio.data.preparation import prepare
-from lora_studio.errors import RunError
+from lora_studio.errors import AdapterError, RunError
 from lora_studio.models.loading import load_tokenizer
 from lora_studio.recipe import DataSpec, Recipe
 from lora_studio.runs import folder as run_folder
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.wording import say
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -237,16 +238,18 @@ def test_a_run_outside_the_runs_folder_does_not_exist(wire: Wire, tmp_path: Path
     finished_run(settings.runs)
     studio = Studio(settings, Machine.open(settings, isolated=True))
     acts = (
-        studio.history,
-        lambda run: studio.stop(run, keep=False),
-        studio.pause,
-        studio.unqueue,
-        lambda run: studio.archive(run, tmp_path),
+        studio.runs.history,
+        lambda run: studio.training.stop(run, keep=False),
+        studio.training.pause,
+        studio.line.remove,
     )
     for act in acts:
         with pytest.raises(RunError) as refused:
             act(run)
         assert refused.value.key == "run.unknown"
+    with pytest.raises(AdapterError) as unknown:
+        studio.adapters.archive(run, tmp_path)
+    assert unknown.value.key == "library.unknown"
     for handler in (
         "stop_keeping", "stop_pausing", "stop_discarding", "leave_queue", "pack", "describe",
     ):  # fmt: skip

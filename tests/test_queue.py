@@ -16,7 +16,8 @@ from typing import Any, cast
 import gradio as gr
 import pytest
 
-from lora_studio.cli import main
+from lora_studio.cases.machine import Machine
+from lora_studio.cli.main import main
 from lora_studio.errors import RunError, StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
@@ -27,7 +28,7 @@ from lora_studio.runs.folder import LAST_WRITTEN, WEIGHTS, RunFolder
 from lora_studio.runs.history import STARTING_S, History
 from lora_studio.runs.queue import Dispatcher
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui import queue_panel
 from lora_studio.ui.language import Voice
 from lora_studio.ui.live import state
@@ -97,8 +98,8 @@ def recipe(pairs: Path) -> Recipe:
 @pytest.fixture
 def line(studio: Studio, recipe: Recipe) -> list[str]:
     """One run that trains and three that wait."""
-    runs = [studio.submit(recipe) for _ in range(4)]
-    assert studio.queue() == runs[1:]
+    runs = [studio.training.submit(recipe) for _ in range(4)]
+    assert studio.line.waiting() == runs[1:]
     return runs
 
 
@@ -115,13 +116,13 @@ def test_a_busy_device_lines_a_run_up_and_the_next_starts_when_it_is_free(
     studio: Studio, line: list[str], workers: Workers
 ) -> None:
     assert workers.started == line[:1]
-    assert [studio.history(run).status for run in line] == ["preparing", *["queued"] * 3]
-    assert studio.start_next() is None
+    assert [studio.runs.history(run).status for run in line] == ["preparing", *["queued"] * 3]
+    assert studio.line.start_next() is None
     workers.finish(line[0])
-    assert studio.start_next() == line[1]
-    assert studio.queue() == line[2:]
-    assert studio.history(line[1]).status == "preparing"
-    active = studio.active()
+    assert studio.line.start_next() == line[1]
+    assert studio.line.waiting() == line[2:]
+    assert studio.runs.history(line[1]).status == "preparing"
+    active = studio.runs.active()
     assert active is not None
     assert active.folder.id == line[1]
 
@@ -129,45 +130,45 @@ def test_a_busy_device_lines_a_run_up_and_the_next_starts_when_it_is_free(
 def test_a_free_device_starts_a_run_at_once_but_not_before_those_who_wait(
     studio: Studio, recipe: Recipe, workers: Workers
 ) -> None:
-    assert not studio.would_wait()
-    first = studio.submit(recipe)
+    assert not studio.line.would_wait()
+    first = studio.training.submit(recipe)
     assert workers.started == [first]
-    assert studio.would_wait()
-    second = studio.submit(recipe)
+    assert studio.line.would_wait()
+    second = studio.training.submit(recipe)
     workers.finish(first)
-    assert studio.would_wait()
-    third = studio.submit(recipe)
-    assert studio.queue() == [second, third]
+    assert studio.line.would_wait()
+    third = studio.training.submit(recipe)
+    assert studio.line.waiting() == [second, third]
 
 
 def test_a_recipe_that_cannot_work_is_refused_and_not_lined_up(
     studio: Studio, line: list[str], recipe: Recipe
 ) -> None:
     with pytest.raises(StudioError):
-        studio.submit(recipe.with_files(["/nowhere/a.txt"]))
-    assert studio.queue() == line[1:]
+        studio.training.submit(recipe.with_files(["/nowhere/a.txt"]))
+    assert studio.line.waiting() == line[1:]
 
 
 def test_the_line_outlives_the_app(
     settings: Settings, studio: Studio, line: list[str], workers: Workers
 ) -> None:
     for run in line:
-        long_ago(studio.history(run).folder)
+        long_ago(studio.runs.history(run).folder)
     again = open_studio(settings)
-    assert again.queue() == line[1:]
-    assert {again.history(run).status for run in line[1:]} == {"queued"}
+    assert again.line.waiting() == line[1:]
+    assert {again.runs.history(run).status for run in line[1:]} == {"queued"}
     workers.finish(line[0])
-    assert again.start_next() == line[1]
+    assert again.line.start_next() == line[1]
 
 
 def test_closing_the_app_with_its_runs_leaves_those_who_wait(
     settings: Settings, recipe: Recipe, workers: Workers
 ) -> None:
     studio = open_studio(replace(settings, stop_runs_on_exit=True))
-    trains, waits = studio.submit(recipe), studio.submit(recipe)
+    trains, waits = studio.training.submit(recipe), studio.training.submit(recipe)
     studio.close()
-    assert studio.history(trains).status == "stopped"
-    assert studio.queue() == [waits]
+    assert studio.runs.history(trains).status == "stopped"
+    assert studio.line.waiting() == [waits]
 
 
 def test_a_run_that_cannot_start_fails_in_words_and_the_next_one_starts(
@@ -175,17 +176,17 @@ def test_a_run_that_cannot_start_fails_in_words_and_the_next_one_starts(
 ) -> None:
     gone = pairs.with_name("gone.jsonl")
     gone.write_bytes(pairs.read_bytes())
-    last = studio.submit(recipe.with_files([str(gone)]))
+    last = studio.training.submit(recipe.with_files([str(gone)]))
     gone.unlink()
-    studio.reorder(last, to=0)
-    (studio.history(line[1]).folder.recipe).write_bytes(b"\xff\xfe: {")
+    studio.line.reorder(last, to=0)
+    (studio.runs.history(line[1]).folder.recipe).write_bytes(b"\xff\xfe: {")
     workers.finish(line[0])
-    assert studio.start_next() == line[2]
-    failed = studio.history(last)
+    assert studio.line.start_next() == line[2]
+    failed = studio.runs.history(last)
     assert failed.status == "failed"
     assert str(gone) in str(failed.cause)
-    assert studio.history(line[1]).status == "failed"
-    assert studio.queue() == line[3:]
+    assert studio.runs.history(line[1]).status == "failed"
+    assert studio.line.waiting() == line[3:]
 
 
 def test_a_process_that_cannot_be_started_is_a_sentence(
@@ -193,10 +194,12 @@ def test_a_process_that_cannot_be_started_is_a_sentence(
 ) -> None:
     workers.finish(line[0])
     workers.refuses = OSError(12, "Cannot allocate memory")
-    assert studio.start_next() is None
-    assert studio.queue() == []
+    assert studio.line.start_next() is None
+    assert studio.line.waiting() == []
     for run in line[1:]:
-        assert "could not be started (Cannot allocate memory)" in str(studio.history(run).cause)
+        assert "could not be started (Cannot allocate memory)" in str(
+            studio.runs.history(run).cause
+        )
     assert workers.started == line[:1]
 
 
@@ -210,7 +213,7 @@ def test_of_many_who_look_at_once_one_starts_the_next(
 
     def look(one: Studio) -> None:
         together.wait()
-        found.append(one.start_next())
+        found.append(one.line.start_next())
 
     threads = [threading.Thread(target=look, args=[one]) for one in studios]
     for thread in threads:
@@ -227,24 +230,24 @@ def test_an_answer_is_not_broken_off_by_the_next_run(
     workers.finish(line[0])
     accelerator, job = Accelerator(settings.home), Job("compare", "other")
     accelerator.assign(job, os.getpid())
-    assert studio.start_next() is None
+    assert studio.line.start_next() is None
     accelerator.release(job)
-    assert studio.start_next() == line[1]
+    assert studio.line.start_next() == line[1]
 
 
 def test_a_token_is_held_in_memory_only_and_given_at_the_start(
     settings: Settings, studio: Studio, recipe: Recipe, workers: Workers
 ) -> None:
-    first = studio.submit(recipe)
-    studio.submit(recipe, token="hf_secret")
-    studio.submit(recipe, token="hf_other")
+    first = studio.training.submit(recipe)
+    studio.training.submit(recipe, token="hf_secret")
+    studio.training.submit(recipe, token="hf_other")
     held = [file for file in settings.home.rglob("*") if file.is_file()]
     assert not any(b"hf_" in file.read_bytes() for file in held)
     workers.finish(first)
-    second = studio.start_next()
+    second = studio.line.start_next()
     assert second is not None
     workers.finish(second)
-    open_studio(settings).start_next()
+    open_studio(settings).line.start_next()
     assert workers.tokens == ["", "hf_secret", ""]
 
 
@@ -269,7 +272,7 @@ def test_the_dispatcher_goes_on_after_a_disk_that_was_away_and_ends_when_closed(
 def test_an_open_app_starts_the_next_by_itself(
     studio: Studio, line: list[str], workers: Workers
 ) -> None:
-    studio.keep_dispatching()
+    studio.line.keep_dispatching()
     workers.finish(line[0])
     deadline = time.monotonic() + 20
     while len(workers.started) < 2:
@@ -287,7 +290,7 @@ def break_off(studio: Studio, run: str, workers: Workers, *, told: bool = True) 
 
     With `told`, it was paused and said so; otherwise it is lost.
     """
-    folder = studio.history(run).folder
+    folder = studio.runs.history(run).folder
     checkpoint = folder.checkpoint(3)
     checkpoint.mkdir(parents=True)
     for name in (WEIGHTS, LAST_WRITTEN):
@@ -308,32 +311,32 @@ def test_a_run_that_goes_on_does_so_when_its_turn_has_come(
     studio: Studio, line: list[str], workers: Workers
 ) -> None:
     folder = break_off(studio, line[0], workers)
-    studio.resume(line[0], token="hf_secret")
-    assert studio.queue() == [*line[1:], line[0]]
-    history = studio.history(line[0])
+    studio.training.resume(line[0], token="hf_secret")
+    assert studio.line.waiting() == [*line[1:], line[0]]
+    history = studio.runs.history(line[0])
     assert (history.status, history.cause, history.resumable) == ("queued", None, None)
     shown = state(history, Voice(None))
     assert shown["state"] == "waiting in the queue; it goes on by itself when the device is free"
     for waits in line[1:]:
-        assert studio.start_next() == waits
+        assert studio.line.start_next() == waits
         workers.finish(waits)
     assert folder.stop_wish() == "pause"
-    assert studio.start_next() == line[0]
+    assert studio.line.start_next() == line[0]
     assert (workers.resumed, workers.tokens[-1]) == ([line[0]], "hf_secret")
     assert folder.stop_wish() is None
-    assert studio.history(line[0]).status == "preparing"
-    assert studio.queue() == []
+    assert studio.runs.history(line[0]).status == "preparing"
+    assert studio.line.waiting() == []
 
 
 def test_a_run_goes_on_at_once_where_nobody_trains_and_nobody_waits(
     studio: Studio, recipe: Recipe, workers: Workers
 ) -> None:
-    run = studio.submit(recipe)
+    run = studio.training.submit(recipe)
     break_off(studio, run, workers)
-    studio.resume(run)
-    assert (workers.resumed, studio.queue()) == ([run], [])
+    studio.training.resume(run)
+    assert (workers.resumed, studio.line.waiting()) == ([run], [])
     with pytest.raises(RunError) as refused:
-        studio.resume(run)
+        studio.training.resume(run)
     assert refused.value.key == "run.still_runs"
 
 
@@ -342,18 +345,18 @@ def test_a_run_that_was_to_go_on_and_leaves_the_line_is_as_it_was(
     studio: Studio, line: list[str], workers: Workers, *, told: bool
 ) -> None:
     folder = break_off(studio, line[0], workers, told=told)
-    before = studio.history(line[0])
+    before = studio.runs.history(line[0])
     was = (before.status, str(before.cause), before.resumable)
-    studio.resume(line[0])
+    studio.training.resume(line[0])
     with pytest.raises(RunError) as refused:
-        studio.resume(line[0])
+        studio.training.resume(line[0])
     assert refused.value.key == "queue.waits_already"
-    studio.unqueue(line[0])
+    studio.line.remove(line[0])
     after = History(folder).update()
     assert (after.status, str(after.cause), after.resumable) == was
     assert was[::2] == ("stopped" if told else "lost", 3)
-    studio.resume(line[0])
-    assert studio.queue() == [*line[1:], line[0]]
+    studio.training.resume(line[0])
+    assert studio.line.waiting() == [*line[1:], line[0]]
 
 
 def test_a_run_that_can_no_longer_go_on_says_so_and_the_next_one_starts(
@@ -361,15 +364,15 @@ def test_a_run_that_can_no_longer_go_on_says_so_and_the_next_one_starts(
 ) -> None:
     gone = pairs.with_name("gone.jsonl")
     gone.write_bytes(pairs.read_bytes())
-    run = studio.submit(recipe.with_files([str(gone)]))
+    run = studio.training.submit(recipe.with_files([str(gone)]))
     break_off(studio, run, workers)
-    trains = studio.submit(recipe)
-    studio.resume(run)
-    last = studio.submit(recipe)
+    trains = studio.training.submit(recipe)
+    studio.training.resume(run)
+    last = studio.training.submit(recipe)
     gone.unlink()
     workers.finish(trains)
-    assert studio.start_next() == last
-    history = studio.history(run)
+    assert studio.line.start_next() == last
+    history = studio.runs.history(run)
     assert (history.status, history.resumable) == ("failed", 3)
     assert str(gone) in str(history.cause)
 
@@ -377,7 +380,7 @@ def test_a_run_that_can_no_longer_go_on_says_so_and_the_next_one_starts(
 def test_of_many_who_let_a_run_go_on_at_once_one_does(
     settings: Settings, studio: Studio, recipe: Recipe, workers: Workers
 ) -> None:
-    run = studio.submit(recipe)
+    run = studio.training.submit(recipe)
     break_off(studio, run, workers)
     studios = [open_studio(settings) for _ in range(4)]
     together = threading.Barrier(len(studios))
@@ -386,7 +389,7 @@ def test_of_many_who_let_a_run_go_on_at_once_one_does(
     def go_on(one: Studio) -> None:
         together.wait()
         try:
-            one.resume(run)
+            one.training.resume(run)
         except RunError as error:
             refused.append(error.key)
 
@@ -397,7 +400,7 @@ def test_of_many_who_let_a_run_go_on_at_once_one_does(
         thread.join()
     assert workers.resumed == [run]
     assert refused == ["run.still_runs"] * 3
-    assert studio.queue() == []
+    assert studio.line.waiting() == []
 
 
 def test_a_run_whose_starter_died_before_it_took_it_out_of_the_line_is_not_started_twice(
@@ -411,13 +414,13 @@ def test_a_run_whose_starter_died_before_it_took_it_out_of_the_line_is_not_start
     with monkeypatch.context() as dying:
         dying.setattr("lora_studio.runs.queue.Queue.remove", die)
         with pytest.raises(SystemExit):
-            studio.start_next()
-    assert studio.history(line[1]).folder.queued.exists()
+            studio.line.start_next()
+    assert studio.runs.history(line[1]).folder.queued.exists()
     again = open_studio(settings)
-    assert again.history(line[1]).status == "preparing"
-    assert again.queue() == line[2:]
+    assert again.runs.history(line[1]).status == "preparing"
+    assert again.line.waiting() == line[2:]
     workers.finish(line[1])
-    assert again.start_next() == line[2]
+    assert again.line.start_next() == line[2]
     assert workers.started == line[:3]
 
 
@@ -438,7 +441,7 @@ def test_the_command_line_and_the_page_say_that_a_run_waits_to_go_on(
     assert main(["resume", line[0]]) == 1
     assert "waits in the queue already, as number 4" in capsys.readouterr().err
 
-    studio.unqueue(line[0])
+    studio.line.remove(line[0])
     told: list[str] = []
     monkeypatch.setattr(gr, "Info", told.append)
     panel, request = RunPanel.__new__(RunPanel), cast("gr.Request", None)
@@ -458,63 +461,63 @@ def test_the_command_line_and_the_page_say_that_a_run_waits_to_go_on(
 def test_a_run_moves_to_the_place_it_is_given(
     studio: Studio, line: list[str], moved: int, to: int, order: list[int]
 ) -> None:
-    studio.reorder(line[moved], to=to)
-    assert studio.queue() == [line[at] for at in order]
+    studio.line.reorder(line[moved], to=to)
+    assert studio.line.waiting() == [line[at] for at in order]
 
 
 def test_a_run_taken_out_was_stopped_and_keeps_its_settings(
     studio: Studio, line: list[str], recipe: Recipe, workers: Workers
 ) -> None:
-    studio.unqueue(line[2])
-    assert studio.queue() == [line[1], line[3]]
-    history = studio.history(line[2])
+    studio.line.remove(line[2])
+    assert studio.line.waiting() == [line[1], line[3]]
+    history = studio.runs.history(line[2])
     assert (history.status, history.cause) == ("stopped", None)
     assert history.folder.read_recipe() == recipe
     workers.finish(line[0])
-    studio.start_next()
+    studio.line.start_next()
     assert workers.started == line[:2]
 
 
 @pytest.mark.parametrize(
     "stop",
     [
-        lambda studio, run: studio.stop(run, keep=True),
-        lambda studio, run: studio.stop(run, keep=False),
-        lambda studio, run: studio.pause(run),
+        lambda studio, run: studio.training.stop(run, keep=True),
+        lambda studio, run: studio.training.stop(run, keep=False),
+        lambda studio, run: studio.training.pause(run),
     ],
 )
 def test_stopping_a_run_that_waits_takes_it_out(
     studio: Studio, line: list[str], stop: Callable[[Studio, str], None]
 ) -> None:
     stop(studio, line[1])
-    assert studio.queue() == line[2:]
-    assert studio.history(line[1]).status == "stopped"
+    assert studio.line.waiting() == line[2:]
+    assert studio.runs.history(line[1]).status == "stopped"
     with pytest.raises(RunError, match="already over"):
         stop(studio, line[1])
 
 
 def test_who_does_not_wait_can_neither_move_nor_leave(studio: Studio, line: list[str]) -> None:
     for run, key in ((line[0], "queue.not_waiting"), ("../x", "run.unknown")):
-        for act in (lambda run: studio.reorder(run, to=0), studio.unqueue):
+        for act in (lambda run: studio.line.reorder(run, to=0), studio.line.remove):
             with pytest.raises(RunError) as refused:
                 act(run)
             assert refused.value.key == key
-    assert studio.queue() == line[1:]
-    assert studio.history(line[0]).status == "preparing"
+    assert studio.line.waiting() == line[1:]
+    assert studio.runs.history(line[0]).status == "preparing"
 
 
 def test_a_note_that_cannot_be_read_stands_last_and_a_removed_run_is_out_of_line(
     studio: Studio, line: list[str]
 ) -> None:
-    studio.history(line[1]).folder.queued.write_bytes(b"\xff torn")
-    assert studio.queue() == [line[2], line[3], line[1]]
-    removed = studio.history(line[2]).folder.path
+    studio.runs.history(line[1]).folder.queued.write_bytes(b"\xff torn")
+    assert studio.line.waiting() == [line[2], line[3], line[1]]
+    removed = studio.runs.history(line[2]).folder.path
     for file in removed.iterdir():
         file.unlink()
     removed.rmdir()
-    assert studio.queue() == [line[3], line[1]]
-    studio.reorder(line[1], to=0)
-    assert studio.queue() == [line[1], line[3]]
+    assert studio.line.waiting() == [line[3], line[1]]
+    studio.line.reorder(line[1], to=0)
+    assert studio.line.waiting() == [line[1], line[3]]
 
 
 # A Space
@@ -529,46 +532,50 @@ def test_visitors_wait_in_one_line_and_see_their_own_part_of_it(
     space: Studio, recipe: Recipe, workers: Workers
 ) -> None:
     one, other, third = (space.for_visitor(name) for name in ("one", "other", "third"))
-    trains = one.submit(recipe)
-    assert other.would_wait()
-    later, latest = other.submit(recipe), third.submit(recipe)
-    assert (one.queue(), other.queue(), third.queue()) == ([], [later], [latest])
-    third.reorder(latest, to=0)  # nobody else's place is taken
+    trains = one.training.submit(recipe)
+    assert other.line.would_wait()
+    later, latest = other.training.submit(recipe), third.training.submit(recipe)
+    assert (one.line.waiting(), other.line.waiting(), third.line.waiting()) == (
+        [],
+        [later],
+        [latest],
+    )
+    third.line.reorder(latest, to=0)  # nobody else's place is taken
     workers.finish(trains)
-    assert space.start_next() == later
-    active = other.active()
+    assert space.line.start_next() == later
+    active = other.runs.active()
     assert active is not None
     assert active.folder.id == later
-    assert third.active() is None
+    assert third.runs.active() is None
     with pytest.raises(RunError, match="no run called"):
-        one.unqueue("nobody-1")
+        one.line.remove("nobody-1")
 
 
 def test_a_visitor_of_a_showcase_lines_up_one_run(space: Studio, recipe: Recipe) -> None:
     visitor = space.for_visitor("one")
-    visitor.submit(recipe)
-    waits = visitor.submit(recipe)
+    visitor.training.submit(recipe)
+    waits = visitor.training.submit(recipe)
     with pytest.raises(RunError) as refused:
-        visitor.submit(recipe)
+        visitor.training.submit(recipe)
     assert refused.value.key == "queue.one_each"
-    assert visitor.queue() == [waits]
-    assert len(visitor.runs()) == 3  # two of their own and the recorded one
+    assert visitor.line.waiting() == [waits]
+    assert len(visitor.runs.all()) == 3  # two of their own and the recorded one
 
 
 def test_a_visitor_of_a_showcase_has_no_second_run_go_on_later(
     space: Studio, recipe: Recipe, workers: Workers
 ) -> None:
     visitor = space.for_visitor("one")
-    paused = visitor.submit(recipe)
+    paused = visitor.training.submit(recipe)
     break_off(visitor, paused, workers)
-    visitor.submit(recipe)
-    waits = visitor.submit(recipe)
+    visitor.training.submit(recipe)
+    waits = visitor.training.submit(recipe)
     with pytest.raises(RunError) as refused:
-        visitor.resume(paused)
+        visitor.training.resume(paused)
     assert refused.value.key == "queue.one_each"
-    visitor.unqueue(waits)
-    visitor.resume(paused)
-    assert visitor.queue() == [paused]
+    visitor.line.remove(waits)
+    visitor.training.resume(paused)
+    assert visitor.line.waiting() == [paused]
 
 
 # The page
@@ -604,14 +611,14 @@ def test_an_open_page_shows_what_another_app_has_begun(
     nothing = (gr.skip(), gr.skip())
     assert panel.follow("", request) == nothing
     other = open_studio(settings)
-    run = other.submit(recipe)
+    run = other.training.submit(recipe)
     for shown in ("", "gone-1"):
         bar, choice = panel.follow(shown, request)
         assert bar.visible
         assert (choice.value, choice.choices) == (run, [(run, run)])
     assert panel.follow(run, request) == nothing
     workers.finish(run)
-    later = other.submit(recipe)
+    later = other.training.submit(recipe)
     assert panel.follow(run, request)[1].value == later
 
 
@@ -698,16 +705,16 @@ def test_runs_follow_one_another_past_one_that_is_killed(
     }  # fmt: skip
     recipe = Recipe.from_dict(tree)
     studio = open_studio(settings)
-    killed = studio.submit(recipe.changed(["training.max_steps=100000"]))
-    last = studio.submit(recipe)
-    studio.keep_dispatching()
-    until(studio.history(killed), lambda found: found.step >= 1)
-    pid = process.pid_of(studio.history(killed).folder.process)
+    killed = studio.training.submit(recipe.changed(["training.max_steps=100000"]))
+    last = studio.training.submit(recipe)
+    studio.line.keep_dispatching()
+    until(studio.runs.history(killed), lambda found: found.step >= 1)
+    pid = process.pid_of(studio.runs.history(killed).folder.process)
     assert pid is not None
     os.killpg(pid, signal.SIGKILL)
-    until(studio.history(last), lambda found: found.is_over)
-    assert [studio.history(run).status for run in (killed, last)] == ["lost", "finished"]
-    assert studio.history(last).folder.newest_adapter() is not None
+    until(studio.runs.history(last), lambda found: found.is_over)
+    assert [studio.runs.history(run).status for run in (killed, last)] == ["lost", "finished"]
+    assert studio.runs.history(last).folder.newest_adapter() is not None
     studio.close()
 
 

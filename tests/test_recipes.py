@@ -17,7 +17,8 @@ import gradio as gr
 import pytest
 import yaml
 
-from lora_studio.cli import main
+from lora_studio.cases.machine import Machine
+from lora_studio.cli.main import main
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.recipe import AdapterSpec, DataSpec, Recipe, TrainingSpec
 from lora_studio.recipes.command import train_file, train_settings
@@ -26,7 +27,7 @@ from lora_studio.recipes.library import MOST_RECIPES, Library, file_name, listed
 from lora_studio.recipes.upgrade import read_recipe, upgrade
 from lora_studio.runs import folder as run_folder
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui.recipes import RecipePanel
 from lora_studio.ui.visitors import Door
 

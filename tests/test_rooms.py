@@ -29,9 +29,11 @@ ORDER = [
     {"runs"},
     {"training", "adapters"},
     {"chat"},
+    {"measuring", "judging", "library"},
     {"outlook"},
     {"exports"},
     {"workbench"},
+    {"cases"},
     {"studio"},
     {"ui"},
     {"cli"},
@@ -51,6 +53,8 @@ LIGHT = {
     "hardware",
     "methods",
     "runs",
+    "judging",
+    "library",
 }
 
 Import = tuple[Path, str]
@@ -127,7 +131,8 @@ import sys
 from pathlib import Path
 import lora_studio.ui.server
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.cases.machine import Machine
+from lora_studio.studio import Studio
 from lora_studio.ui.page import build_page
 settings = Settings(home=Path({str(tmp_path)!r}), offline=True)
 build_page(Studio(settings, Machine.open(settings, isolated=True)))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from trainings import recipe_over
 from transformers import AutoTokenizer
 
+from lora_studio.cases.machine import Machine
 from lora_studio.data.encoding import IGNORE_INDEX, Encoded
 from lora_studio.errors import RecipeError
 from lora_studio.exports.rows import as_labelled, as_pieces
@@ -28,7 +29,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import create
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.training.session import Session
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
@@ -67,7 +68,7 @@ def trained_here(recipe: Recipe, settings: Settings, runs: Path) -> Tensors:
 def exported(recipe: Recipe, settings: Settings, folder: Path) -> dict[str, int]:
     """Write the script and its rows; return what was said of the rows."""
     studio = Studio(settings, Machine.open(settings, isolated=False))
-    *_, last = studio.export(recipe, folder)
+    *_, last = studio.scripts.write(recipe, folder)
     return last["result"]
 
 

@@ -18,8 +18,13 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from lora_studio.cases.machine import Machine
+from lora_studio.cases.workshop import Workshop
+from lora_studio.chat.request import Pane, Sampling
+from lora_studio.chat.turns import Turns
 from lora_studio.errors import ModelError, RunError, StudioError
 from lora_studio.hardware import Hardware
+from lora_studio.library.names import RECORDED
 from lora_studio.models.starter import REPOSITORY
 from lora_studio.recipe import Recipe
 from lora_studio.runs import housekeeping, process
@@ -27,7 +32,7 @@ from lora_studio.runs.accelerator import Accelerator, Job
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
-from lora_studio.studio import RECORDED, Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui.shelf import Shelf
 from lora_studio.wording import LANGUAGES
 
@@ -76,7 +81,8 @@ def space(tmp_path: Path) -> Settings:
 
 
 def studio_of(settings: Settings, heavy: Heavy) -> Studio:
-    machine = Machine(HARDWARE, heavy, heavy, Accelerator(settings.home), threading.Lock())  # type: ignore[arg-type]
+    workshop = Workshop(lambda: heavy)  # type: ignore[arg-type,return-value]
+    machine = Machine(HARDWARE, heavy, heavy, Accelerator(settings.home), Turns(), workshop)  # type: ignore[arg-type]
     return Studio(settings, machine)
 
 
@@ -176,24 +182,24 @@ def test_the_recorded_adapter_fits_the_starter_model() -> None:
 
 def test_a_fresh_visitor_is_offered_the_recorded_run(studio: Studio, heavy: Heavy) -> None:
     visitor = studio.for_visitor("a")
-    (history,) = visitor.runs()
+    (history,) = visitor.runs.all()
     assert history.folder.path.parent == RECORDED
-    list(visitor.ask(history.folder.id, [], None))  # type: ignore[arg-type]
+    list(visitor.answers.ask(history.folder.id, [], None))  # type: ignore[arg-type]
     assert heavy.asked == ["fetch", "load", "generate"]
     with pytest.raises(RunError, match="cannot be changed"):
-        visitor.stop(history.folder.id, keep=False)
+        visitor.training.stop(history.folder.id, keep=False)
 
 
 def test_the_recorded_run_stands_behind_a_visitors_own(
     studio: Studio, pairs: Path, not_started: Any
 ) -> None:
     visitor = studio.for_visitor("a")
-    own = visitor.start(recipe_of(pairs))
-    assert [history.folder.id for history in visitor.runs()] == [own, "lighthouse"]
+    own = visitor.training.start(recipe_of(pairs))
+    assert [history.folder.id for history in visitor.runs.all()] == [own, "lighthouse"]
 
 
 def test_at_home_there_is_no_recorded_run(settings: Settings, heavy: Heavy) -> None:
-    assert studio_of(settings, heavy).runs() == []
+    assert studio_of(settings, heavy).runs.all() == []
 
 
 # Visitors
@@ -203,12 +209,12 @@ def test_visitors_see_their_own_runs_and_uploads_only(
     studio: Studio, pairs: Path, not_started: Any
 ) -> None:
     one, other = studio.for_visitor("one"), studio.for_visitor("other")
-    run = one.start(recipe_of(pairs))
+    run = one.training.start(recipe_of(pairs))
     Shelf.of(one.settings).keep(pairs)
     with pytest.raises(RunError):
-        other.history(run)
+        other.runs.history(run)
     with pytest.raises(RunError):
-        other.stop(run, keep=False)
+        other.training.stop(run, keep=False)
     assert Shelf.of(other.settings).paths([Shelf.of(one.settings).keep(pairs)]) == []
 
 
@@ -219,14 +225,22 @@ def test_another_visitors_job_is_not_disturbed_and_not_named(
     Accelerator(studio.settings.home).assign(Job(kind, "secret-plan-1", "one"), os.getpid())
     other = studio.for_visitor("other")
     with pytest.raises(RunError) as raised:
-        other.start(recipe_of(pairs))
+        other.training.start(recipe_of(pairs))
     for language in LANGUAGES:
         assert "secret" not in raised.value.say(language)
-    other.stop_answering()
-    assert heavy.asked == []
-    assert other.active() is None
-    studio.for_visitor("one").stop_answering()
-    assert heavy.asked == ["stop"]
+    assert other.runs.active() is None
+
+
+def test_a_visitors_stop_ends_their_own_answer_only(studio: Studio, heavy: Heavy) -> None:
+    one, other = studio.for_visitor("one"), studio.for_visitor("other")
+    panes = [Pane(text="Once")]
+    answers = one.answers.ask("lighthouse", panes, Sampling(), asker="tab")
+    while "mode" not in next(answers):
+        pass
+    other.answers.stop("tab")
+    assert heavy.asked == ["fetch", "load", "generate"]
+    one.answers.stop("tab")
+    assert heavy.asked[-1] == "stop"
 
 
 def test_only_the_starter_model_is_lent_to_everybody(
@@ -237,9 +251,9 @@ def test_only_the_starter_model_is_lent_to_everybody(
     visitor = studio.for_visitor("a")
     recipe = recipe_of(pairs, source="owner/big-model")
     for use in (
-        lambda: visitor.start(recipe),
-        lambda: list(visitor.preview(recipe)),
-        lambda: list(visitor.inspect("owner/big-model")),
+        lambda: visitor.training.start(recipe),
+        lambda: list(visitor.data.preview(recipe)),
+        lambda: list(visitor.models.inspect("owner/big-model")),
         lambda: model_card.source_of("hub", "owner/big-model", None, visitor),
     ):
         with pytest.raises(ModelError, match="starter model only"):
@@ -254,8 +268,8 @@ def test_a_duplicate_takes_other_models_with_the_visitors_token_only(
     owner = {"LORA_STUDIO_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_owner"}
     visitor = studio_of(Settings.from_environment(DUPLICATE | owner), heavy).for_visitor("a")
     recipe = recipe_of(pairs, source="owner/big-model")
-    visitor.start(recipe)
-    visitor.start(recipe, token="hf_visitor")
+    visitor.training.start(recipe)
+    visitor.training.start(recipe, token="hf_visitor")
     assert [environment["HF_TOKEN"] for environment in not_started] == ["", "hf_visitor"]
 
 
@@ -295,7 +309,10 @@ def test_a_space_may_be_framed_by_the_hub_under_any_name(space: Settings) -> Non
 LINKS = """
 import json, os, threading
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.cases.machine import Machine
+from lora_studio.chat.request import Pane, Sampling
+from lora_studio.chat.turns import Turns
+from lora_studio.studio import Studio
 from lora_studio.ui.page import build_page
 settings = Settings.from_environment()
 blocks = build_page(Studio(settings, Machine.open(settings, isolated=True))).blocks.values()
@@ -327,7 +344,7 @@ def test_a_showcase_offers_a_duplicate_in_a_window_of_its_own(
 
 
 def test_the_starter_model_is_fetched_before_anybody_asks(studio: Studio, heavy: Heavy) -> None:
-    studio.fetch_starter()
+    studio.models.fetch_starter()
     assert heavy.asked == ["fetch"]
 
 
@@ -337,7 +354,7 @@ def test_the_starter_model_is_fetched_before_anybody_asks(studio: Studio, heavy:
 def test_the_worker_is_told_the_time_it_has(
     studio: Studio, pairs: Path, not_started: list[dict[str, str]]
 ) -> None:
-    studio.for_visitor("a").start(recipe_of(pairs))
+    studio.for_visitor("a").training.start(recipe_of(pairs))
     told = Settings.from_environment(SPACE | not_started[0])
     assert told.max_training_s == 240
     assert told.home == studio.settings.home
@@ -355,7 +372,7 @@ def test_a_training_is_cut_short_and_what_it_learned_is_kept(
         monkeypatch.setenv(name, value)
     visitor = studio_of(Settings.from_environment(), heavy).for_visitor("a")
     recipe = recipe_of(pairs, source=str(model)).changed(["training.max_steps=100000"])
-    history = visitor.history(visitor.start(recipe))
+    history = visitor.runs.history(visitor.training.start(recipe))
     deadline = time.monotonic() + 180
     while not history.update().is_over and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -387,7 +404,7 @@ def test_a_visitors_oldest_runs_make_room(studio: Studio, pairs: Path, not_start
     visitor = studio.for_visitor("a")
     started = []
     for number in range(7):
-        started.append(visitor.start(recipe_of(pairs)))
+        started.append(visitor.training.start(recipe_of(pairs)))
         grow_old(visitor.settings.runs / started[-1], 100 - number)
     left = {path.name for path in visitor.settings.runs.iterdir()}
     assert left == set(started[-5:])
@@ -473,5 +490,5 @@ def test_a_space_without_a_network_still_starts(studio: Studio, heavy: Heavy, ca
         raise StudioError("model.starter_unreachable", package="a-package")
 
     heavy.stream = fail  # type: ignore[method-assign]
-    studio.fetch_starter()
+    studio.models.fetch_starter()
     assert "a-package" in caplog.text

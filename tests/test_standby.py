@@ -18,6 +18,7 @@ import pytest
 from light_worker import ENVIRONMENT
 from workers import finish, until
 
+from lora_studio.cases.machine import Machine
 from lora_studio.prediction import calibration
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process, standby
@@ -26,7 +27,7 @@ from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.runs.standby import StandBy
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.training.standby import WITHOUT_CUDA
 
 pytestmark = [
@@ -361,7 +362,7 @@ def app_of(settings: Settings, ready: Any, recipe: Recipe) -> Studio:
     machine = replace(Machine.open(settings, isolated=False), ready=ready)
     calibration.keep(settings.cache, machine.hardware, 4, 1e10)
     studio = Studio(settings, machine)
-    list(studio.inspect(recipe.model.source))
+    list(studio.models.inspect(recipe.model.source))
     return studio
 
 
@@ -369,7 +370,7 @@ def test_a_worker_waits_for_who_is_about_to_train(
     settings: Settings, wanted: Wanted, recipe: Recipe
 ) -> None:
     studio = app_of(settings, wanted, recipe)
-    studio.make_ready(recipe)
+    studio.training.make_ready(recipe)
     assert wanted.environment is not None
     assert wanted.environment["HF_HUB_OFFLINE"] == "1"
     assert "MALLOC_MMAP_THRESHOLD_" not in wanted.environment
@@ -382,7 +383,7 @@ def test_no_worker_waits_for_what_cannot_be_judged(
     settings: Settings, wanted: Wanted, recipe: Recipe, change: str
 ) -> None:
     studio = app_of(settings, wanted, recipe)
-    studio.make_ready(recipe.changed([change]))
+    studio.training.make_ready(recipe.changed([change]))
     assert wanted.environment is None
 
 
@@ -391,15 +392,15 @@ def test_no_worker_waits_beside_a_job_or_before_another_run(
 ) -> None:
     studio = app_of(settings, wanted, recipe)
     job = Job("training", "other-1")
-    studio._accelerator.assign(job, os.getpid())
-    studio.make_ready(recipe)
+    studio._machine.accelerator.assign(job, os.getpid())
+    studio.training.make_ready(recipe)
     assert wanted.environment is None
-    studio._accelerator.release(job)
-    run = studio.line_up(recipe)
-    studio.make_ready(recipe)
+    studio._machine.accelerator.release(job)
+    run = studio.training.line_up(recipe)
+    studio.training.make_ready(recipe)
     assert wanted.environment is None
-    studio.unqueue(run)
-    studio.make_ready(recipe)
+    studio.line.remove(run)
+    studio.training.make_ready(recipe)
     assert wanted.environment is not None
 
 
@@ -407,20 +408,20 @@ def test_a_worker_waits_only_where_memory_is_to_spare(
     settings: Settings, wanted: Wanted, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     studio = app_of(settings, wanted, recipe)
-    estimate = studio.outlook(recipe).estimate
+    estimate = studio.planning.outlook(recipe).estimate
     assert estimate is not None
     enough = estimate.memory.needed + 3_000_000_000
-    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: enough)
-    studio.make_ready(recipe)
+    monkeypatch.setattr("lora_studio.cases.machine.free_memory", lambda: enough)
+    studio.training.make_ready(recipe)
     assert wanted.environment is not None
-    monkeypatch.setattr("lora_studio.studio.free_memory", lambda: enough - 1)
-    studio.make_ready(recipe)
+    monkeypatch.setattr("lora_studio.cases.machine.free_memory", lambda: enough - 1)
+    studio.training.make_ready(recipe)
     assert wanted.environment is None
     # What the worker that waits holds is the run's own.
     wanted.held_bytes = 1
-    studio.make_ready(recipe)
+    studio.training.make_ready(recipe)
     assert wanted.environment is not None
-    after = studio.outlook(recipe).estimate
+    after = studio.planning.outlook(recipe).estimate
     assert after is not None
     assert after.place.free == enough
 
@@ -430,7 +431,7 @@ def test_a_machine_is_measured_before_a_worker_imports(
 ) -> None:
     studio = app_of(settings, wanted, recipe)
     (settings.cache / "calibration.json").unlink()
-    studio.make_ready(recipe)
+    studio.training.make_ready(recipe)
     assert wanted.environment is None
 
 
@@ -469,12 +470,12 @@ def test_a_ready_worker_trains_bit_for_bit_as_one_that_is_started_and_pauses_as_
     """Weights are unquantised: started, a worker does not import bitsandbytes; ready, it has."""
     dora = recipe.changed(["adapter.use_dora=true"])
     studio = app_of(settings, StandBy(), dora)
-    cold = finish(studio, studio.start(dora))
+    cold = finish(studio, studio.training.start(dora))
     eventually(lambda: not process.is_running(cold.folder.process))
-    studio.make_ready(dora)
-    run = studio.start(dora)
-    history = until(studio.history(run), holds=lambda found: found.step >= 5)
-    studio.pause(run)
+    studio.training.make_ready(dora)
+    run = studio.training.start(dora)
+    history = until(studio.runs.history(run), holds=lambda found: found.step >= 5)
+    studio.training.pause(run)
     finish(studio, run)
     studio.close()
     assert (TOOK_IT in log_of(cold), TOOK_IT in log_of(history)) == (False, True)
@@ -498,12 +499,14 @@ def test_a_ready_worker_that_loads_is_ended_like_any(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("SLOW", "load:stuck")
     studio = app_of(settings, StandBy(), recipe)
-    studio.make_ready(recipe)
-    run = studio.start(recipe)
-    history = until(studio.history(run), holds=lambda found: found.stage.get("stage") == "load")
+    studio.training.make_ready(recipe)
+    run = studio.training.start(recipe)
+    history = until(
+        studio.runs.history(run), holds=lambda found: found.stage.get("stage") == "load"
+    )
     pid = process.pid_of(history.folder.process)
     assert pid is not None
-    studio.stop(run, keep=True)
+    studio.training.stop(run, keep=True)
     assert finish(studio, run).status == "stopped"
     assert "nothing to keep" in str(history.cause)
     assert TOOK_IT in log_of(history)

@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_studio import studio as studio_module
+from lora_studio.cases import training
+from lora_studio.cases.machine import Machine
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui.language import Voice
 from lora_studio.ui.live import state
 
@@ -54,8 +55,8 @@ def begin(studio: Studio, tiny_llama: Path, pairs: Path, monkeypatch: pytest.Mon
             "data": {"files": [str(pairs)], "eval_fraction": 0.4}, "prompts": ["Who?"],
             "training": {"max_steps": 100_000, "eval_steps": 1000},
         }  # fmt: skip
-        run = studio.start(Recipe.from_dict(tree).changed(changes))
-        history = studio.history(run)
+        run = studio.training.start(Recipe.from_dict(tree).changed(changes))
+        history = studio.runs.history(run)
         until(history, holds)
         return history
 
@@ -118,7 +119,7 @@ def test_a_stop_while_preparing_ends_it_with_all_it_started(
     if slow.endswith("child"):
         until(history, lambda found: len(family_of(found)) > 1)
     family, asked = family_of(history), time.monotonic()
-    studio.stop(history.folder.id, keep=True)
+    studio.training.stop(history.folder.id, keep=True)
     gone_within(history, WITHIN_S, since=asked)
     assert history.status == "stopped"
     assert "nothing to keep" in str(history.cause)
@@ -133,7 +134,7 @@ def test_a_stop_while_the_model_is_downloaded_ends_the_download(
     history = begin("pip", at("download"), source=STARTER)
     until(history, lambda found: len(family_of(found)) > 1)
     family, asked = family_of(history), time.monotonic()
-    studio.pause(history.folder.id)
+    studio.training.pause(history.folder.id)
     gone_within(history, WITHIN_S, since=asked)
     assert history.status == "stopped"
     assert "nothing to keep" in str(history.cause)
@@ -160,7 +161,7 @@ def test_a_polite_signal_from_outside_pauses_a_run_that_has_learned(begin: Begin
 def test_a_run_that_hangs_is_discarded_by_force(studio: Studio, begin: Begin) -> None:
     history = begin("train:stuck", at("train"))
     asked = time.monotonic()
-    studio.stop(history.folder.id, keep=False)
+    studio.training.stop(history.folder.id, keep=False)
     gone_within(history, WITHIN_S, since=asked)
     assert (history.status, history.cause) == ("stopped", None)
     assert said(history) == "Discarded."
@@ -172,12 +173,12 @@ def test_who_asks_a_hanging_run_twice_keeps_its_last_checkpoint(
 ) -> None:
     history = begin("checkpoint:stuck", lambda found: found.folder.checkpoint_steps(), *EARLY)
     run = history.folder.id
-    monkeypatch.setattr(studio_module, "PATIENCE_S", 0.5)
-    studio.stop(run, keep=True)
+    monkeypatch.setattr(training, "PATIENCE_S", 0.5)
+    studio.training.stop(run, keep=True)
     assert not history.update().is_over  # it may only be slow
     time.sleep(0.6)
     asked = time.monotonic()
-    studio.stop(run, keep=True)
+    studio.training.stop(run, keep=True)
     gone_within(history, WITHIN_S, since=asked)
     assert history.status == "lost"
     assert history.folder.newest_adapter() is not None
@@ -190,7 +191,7 @@ def test_who_asks_a_hanging_run_twice_keeps_its_last_checkpoint(
 def test_a_run_discarded_while_saving_leaves_nothing(studio: Studio, begin: Begin) -> None:
     history = begin("save:short", at("save"), "training.max_steps=1")
     asked = time.monotonic()
-    studio.stop(history.folder.id, keep=False)
+    studio.training.stop(history.folder.id, keep=False)
     gone_within(history, WITHIN_S, since=asked)
     assert history.status == "stopped"
     left = {path.name for path in history.folder.path.iterdir()}

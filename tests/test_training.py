@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch.nn import functional
 from trainings import Build, Run, gradients, recipe_over, runs_in, wake, without_dropout
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -456,6 +457,10 @@ def test_all_that_does_not_fit_the_data_or_the_model_is_said_at_once(
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
          "training.out_of_memory", "r = 16"),
         (OSError(errno.ENOSPC, "No space left on device"), "training.disk_full", "Free some space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"),
+         "training.disk_full", "Free some space"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+         "training.disk_full", "Free some space"),
         (RuntimeError("shapes\nTraceback: x"), "training.unexpected", "RuntimeError: shapes."),
         (KeyError(), "training.unexpected", "KeyError: KeyError"),
         (RunError("training.disk_full"), "training.disk_full", "full"),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from lora_studio.cases.machine import Machine
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.recipe import (
     AdapterSpec,
@@ -25,7 +26,7 @@ from lora_studio.recipe import (
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui import (
     data_checks,
     data_columns,
@@ -407,7 +408,7 @@ def test_a_preview_nobody_wants_any_more_ends_and_asks_again(page: None) -> None
     panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
     request = SimpleNamespace(session_hash="tab", cookies={}, headers={})
     events = [{"stage": "tokenize", "done": 1, "total": 2}] * 3
-    studio = SimpleNamespace(preview=lambda recipe, token: iter(events))
+    studio = SimpleNamespace(data=SimpleNamespace(preview=lambda recipe, token: iter(events)))
     panel.want(request, RECIPE)
     shown = panel._prepare(request, studio, RECIPE, None, [])
     assert [panel.card.status in next(shown) for _ in range(2)] == [True, True]
@@ -426,7 +427,7 @@ def test_what_is_wrong_with_data_nobody_wants_any_more_is_not_said(page: None) -
         yield from ()
         raise DatasetError("data.part_missing", file="a.csv", part="answer", columns=["a", "b"])
 
-    studio = SimpleNamespace(preview=preview)
+    studio = SimpleNamespace(data=SimpleNamespace(preview=preview))
     _begun, *rest = panel._prepare(request, studio, one, None, [])
     assert [list(outputs) for outputs in rest] == [[panel.card.asked]]
     *_, last = panel._prepare(request, studio, both, None, [])
@@ -440,7 +441,8 @@ def test_a_failed_preview_keeps_the_columns_choosable(page: None) -> None:
 
     panel = DataPanel(SimpleNamespace(), Form(), SimpleNamespace())
     request = SimpleNamespace(session_hash="tab", cookies={}, headers={})
-    *_, last = panel._prepare(request, SimpleNamespace(preview=preview), Recipe(), None, ["old"])
+    studio = SimpleNamespace(data=SimpleNamespace(preview=preview))
+    *_, last = panel._prepare(request, studio, Recipe(), None, ["old"])
     columns = panel.card.columns
     assert last[columns.part].open
     assert [value for _, value in last[columns.pickers["answer"]].choices] == ["", "what", "why"]

@@ -16,7 +16,10 @@ import pytest
 import torch
 from trainings import Build, Run, recipe_over, runs_in
 
-from lora_studio import cli
+from lora_studio.cases.machine import Machine
+from lora_studio.cases.retrying import Retrying
+from lora_studio.cli.main import main
+from lora_studio.cli.showing import DONE
 from lora_studio.errors import RecipeError, RunError, StudioError, from_dict
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
@@ -24,7 +27,7 @@ from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import create
 from lora_studio.runs.history import SILENT_S, SILENT_TIMES, History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.training import watchdogs
 from lora_studio.training.failures import asked_for
 from lora_studio.training.remedies import MOST_REMEDIES, Remedies
@@ -547,12 +550,13 @@ def test_one_click_trains_again_with_what_would_fit(
 ) -> None:
     run = ended(studio, pairs)
     tried: list[Recipe] = []
-    monkeypatch.setattr(studio, "submit", lambda recipe, token: tried.append(recipe) or "next-1")
-    shown = concerns.shown(studio, studio.history(run), Voice(None))
+    submit = "lora_studio.cases.training.Training.submit"
+    monkeypatch.setattr(submit, lambda _, recipe, token: tried.append(recipe) or "next-1")
+    shown = concerns.shown(studio, studio.runs.history(run), Voice(None))
     assert shown["retry"] == ["Batch 2×2 instead of 4×1: saves 5 MB"]
     assert concerns.retried(studio, click(run=run, remedy=0)) == "next-1"
     (recipe,) = tried
-    assert recipe == studio.history(run).folder.read_recipe().changed(REMEDY["changes"])
+    assert recipe == studio.runs.history(run).folder.read_recipe().changed(REMEDY["changes"])
     assert recipe.training.gradient_accumulation_steps == 2
 
 
@@ -575,30 +579,30 @@ def test_a_run_that_goes_on_is_not_tried_again(studio: Studio, tmp_path: Path) -
     folder.events.write_text(json.dumps({"time": time.time(), "event": "stage"}) + "\n")
     process.write_identity(folder.process, os.getpid())
     with pytest.raises(RunError, match="has not ended yet"):
-        studio.retry(folder.id, ["training.max_steps=2"])
+        studio.retrying.retry(folder.id, ["training.max_steps=2"])
 
 
 def test_another_try_refuses_what_is_no_setting(studio: Studio, pairs: Path) -> None:
     with pytest.raises(RecipeError):
-        studio.retry(ended(studio, pairs), ["training.nose=2"])
+        studio.retrying.retry(ended(studio, pairs), ["training.nose=2"])
 
 
 def test_a_worker_that_left_no_word_is_answered_by_the_prediction(
     studio: Studio, pairs: Path
 ) -> None:
     run = ended(studio, pairs, with_words=False)
-    assert studio.history(run).status == "lost"
-    remedies = studio.remedies(run)
+    assert studio.runs.history(run).status == "lost"
+    remedies = studio.retrying.remedies(run)
     assert 0 < len(remedies) <= MOST_REMEDIES
     assert remedies[0]["kind"] == "batch"
     unknown = ended(studio, pairs, with_words=False, source="owner/never-seen")
-    assert studio.remedies(unknown) == []
+    assert studio.retrying.remedies(unknown) == []
 
 
 def test_a_page_that_asks_again_and_again_is_answered_without_a_new_prediction(
     studio: Studio, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    history = studio.history(ended(studio, pairs, with_words=False))
+    history = studio.runs.history(ended(studio, pairs, with_words=False))
     predicted: list[Recipe] = []
     real = Remedies.less_memory
     monkeypatch.setattr(
@@ -622,7 +626,7 @@ def test_a_lost_run_of_a_later_version_is_shown_and_not_tried_again(
     studio: Studio, pairs: Path
 ) -> None:
     """Its worker was killed before its first event."""
-    history = studio.history(ended(studio, pairs, with_words=False))
+    history = studio.runs.history(ended(studio, pairs, with_words=False))
     history.folder.recipe.write_text("version: 99\n", encoding="utf-8")
     history.folder.events.unlink()
     again = History(history.folder).update()
@@ -635,13 +639,15 @@ def test_the_command_line_says_how_to_try_again(
 ) -> None:
     monkeypatch.setenv("LORA_STUDIO_HOME", str(settings.home))
     run = ended(studio, pairs)
-    assert cli.main(["show", run]) == cli.DONE
+    assert main(["show", run]) == DONE
     line = f"retry {run} " + " ".join(f"--set {change}" for change in REMEDY["changes"])
     assert line in capsys.readouterr().err
     tried: list[Any] = []
-    monkeypatch.setattr(Studio, "retry", lambda _, *asked: tried.append(asked) or "next-1")
-    monkeypatch.setattr(cli, "_until_over", lambda _, run: tried.append(run) or cli.DONE)
-    assert cli.main(line.split()) == cli.DONE
+    monkeypatch.setattr(Retrying, "retry", lambda _, *asked: tried.append(asked) or "next-1")
+    monkeypatch.setattr(
+        "lora_studio.cli.training._until_over", lambda _, run: tried.append(run) or DONE
+    )
+    assert main(line.split()) == DONE
     assert tried == [(run, REMEDY["changes"]), "next-1"]
 
 
@@ -662,7 +668,7 @@ def test_the_page_shows_the_latest_warnings_and_no_button_while_it_trains(
             cause = StudioError("training.zero_loss", step=step)
             events.write("warning", step=step, cause=cause.to_dict())
     process.write_identity(folder.process, os.getpid())
-    shown = concerns.shown(studio, studio.history(folder.id), Voice(None))
+    shown = concerns.shown(studio, studio.runs.history(folder.id), Voice(None))
     assert len(shown["concerns"]) == concerns.MOST_SAID
     assert "step 6" in shown["concerns"][-1]
     assert shown["retry"] == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from workers import finish, open_studio, until
 
+from lora_studio.cases.machine import Machine
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import RecipeError, RunError
 from lora_studio.recipe import Recipe
@@ -19,7 +20,6 @@ from lora_studio.runs import process
 from lora_studio.runs.events import read_events
 from lora_studio.runs.folder import create
 from lora_studio.runs.history import History
-from lora_studio.studio import Machine
 from lora_studio.training import worker
 
 pytestmark = [
@@ -63,15 +63,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(home: Path, recipe: Recipe) -> History:
     """A run that went its whole way, seen by a second studio that was opened meanwhile."""
     first = open_studio(home, hub_token=f"{TOKEN}1")
-    run = first.start(recipe, token=f"{TOKEN}2")
+    run = first.training.start(recipe, token=f"{TOKEN}2")
     with pytest.raises(RunError, match=f"The run {run} is training"):
-        first.start(recipe)
+        first.training.start(recipe)
     restarted = open_studio(home)
-    active = restarted.active()
+    active = restarted.runs.active()
     assert active is not None
     assert active.folder.id == run
     with pytest.raises(RunError, match=f"The run {run} is training"):
-        restarted.start(recipe)
+        restarted.training.start(recipe)
     return finish(restarted, run)
 
 
@@ -147,10 +147,10 @@ def test_a_new_studio_finds_the_run_and_may_not_stop_it_again(
     home: Path, finished: History
 ) -> None:
     studio = open_studio(home)
-    assert finished.folder.id in [history.folder.id for history in studio.runs()]
-    assert studio.active() is None
+    assert finished.folder.id in [history.folder.id for history in studio.runs.all()]
+    assert studio.runs.active() is None
     with pytest.raises(RunError, match="already over"):
-        studio.stop(finished.folder.id, keep=True)
+        studio.training.stop(finished.folder.id, keep=True)
 
 
 def test_base_and_adapter_answer_from_a_run(home: Path, finished: History) -> None:
@@ -160,21 +160,21 @@ def test_base_and_adapter_answer_from_a_run(home: Path, finished: History) -> No
         Pane(adapter=None, messages=question),  # type: ignore[arg-type]
         Pane(adapter=finished.folder.id, messages=question),  # type: ignore[arg-type]
     ]
-    events = list(studio.ask(finished.folder.id, panes, Sampling(max_new_tokens=8)))
+    events = list(studio.answers.ask(finished.folder.id, panes, Sampling(max_new_tokens=8)))
     assert {event["pane"] for event in events if event.get("done")} == {0, 1}
-    assert studio.active() is None
+    assert studio.runs.active() is None
     assert Machine.open(studio.settings, isolated=False).accelerator.holder() is None
-    zipped = studio.archive(finished.folder.id, home / "zips")
+    zipped = studio.adapters.archive(finished.folder.id, home / "zips")
     assert zipped.stat().st_size > 1000
 
 
 def test_a_stop_during_training_keeps_what_was_learned(home: Path, endless: Recipe) -> None:
     studio = open_studio(home)
-    run = studio.start(endless)
-    history = studio.history(run)
+    run = studio.training.start(endless)
+    history = studio.runs.history(run)
     until(history, holds=lambda found: found.step >= 2)
     asked = time.monotonic()
-    studio.stop(run, keep=True)
+    studio.training.stop(run, keep=True)
     finish(studio, run)
     assert time.monotonic() - asked < 60
     assert history.status == "stopped"
@@ -187,20 +187,20 @@ def test_a_stop_while_preparing_ends_it_and_says_that_nothing_was_kept(
     home: Path, endless: Recipe
 ) -> None:
     studio = open_studio(home)
-    run = studio.start(endless)
-    history = studio.history(run)
+    run = studio.training.start(endless)
+    history = studio.runs.history(run)
     until(history, holds=lambda found: found.stage)
-    studio.stop(run, keep=True)
+    studio.training.stop(run, keep=True)
     finish(studio, run)
     assert history.status == "stopped"
     assert history.step == 0
     assert history.folder.newest_adapter() is None
     assert "nothing to keep" in str(history.cause)
     # The next one can start at once.
-    again = studio.start(endless)
-    studio.stop(again, keep=False)
+    again = studio.training.start(endless)
+    studio.training.stop(again, keep=False)
     assert finish(studio, again).status == "stopped"
-    assert studio.history(again).cause is None
+    assert studio.runs.history(again).cause is None
 
 
 def test_a_killed_worker_is_lost_and_its_last_checkpoint_answers(
@@ -208,8 +208,8 @@ def test_a_killed_worker_is_lost_and_its_last_checkpoint_answers(
 ) -> None:
     recipe = replace(endless, training=replace(endless.training, eval_steps=2))
     studio = open_studio(home)
-    run = studio.start(recipe)
-    history = studio.history(run)
+    run = studio.training.start(recipe)
+    history = studio.runs.history(run)
     until(history, holds=lambda found: found.folder.checkpoint_steps())
     pid = process.pid_of(history.folder.process)
     assert pid is not None
@@ -219,10 +219,10 @@ def test_a_killed_worker_is_lost_and_its_last_checkpoint_answers(
     step = history.folder.checkpoint_steps()[-1]
     assert f"step {step}" in str(history.cause)
     panes = [Pane(adapter=name, text="The quick") for name in (None, run)]
-    events = list(studio.ask(run, panes, Sampling(max_new_tokens=4)))
+    events = list(studio.answers.ask(run, panes, Sampling(max_new_tokens=4)))
     assert [event["pane"] for event in events if event.get("done") is True] == [0, 1]
     with pytest.raises(RunError, match="already over"):
-        studio.stop(run, keep=False)
+        studio.training.stop(run, keep=False)
 
 
 @pytest.mark.usefixtures("signals_put_back")
@@ -259,21 +259,21 @@ def test_what_can_be_seen_at_once_is_refused_at_once_and_all_of_it(
     home: Path, finished: History, recipe: Recipe
 ) -> None:
     studio = open_studio(home)
-    list(studio.inspect(recipe.model.source))
-    assert studio.known_model(recipe.model.source) is not None
-    before = len(studio.runs())
+    list(studio.models.inspect(recipe.model.source))
+    assert studio.models.known(recipe.model.source) is not None
+    before = len(studio.runs.all())
     wrong = replace(
         recipe.with_files(["/nowhere/a.txt", "/nowhere/b.txt"]),
         precision="fp16",
         adapter=replace(recipe.adapter, target_modules=("q_proj", "nose_proj")),
     )
     with pytest.raises(RecipeError) as caught:
-        studio.start(wrong)
+        studio.training.start(wrong)
     keys = [problem.key for problem in caught.value.problems]
     missing = ["run.file_missing", "run.file_missing"]
     assert keys[:2] == missing
     assert keys[-1] == "model.unknown_targets"
-    assert len(studio.runs()) == before
+    assert len(studio.runs.all()) == before
 
 
 def test_a_model_folder_is_known_until_it_changes(
@@ -284,8 +284,10 @@ def test_a_model_folder_is_known_until_it_changes(
     studio = open_studio(home)
     folder = tmp_path / "model"
     shutil.copytree(tiny_llama, folder)
-    assert studio.known_model(str(folder)) is None
-    (found,) = [event["result"] for event in studio.inspect(str(folder)) if "result" in event]
-    assert studio.known_model(str(folder)) == found
+    assert studio.models.known(str(folder)) is None
+    (found,) = [
+        event["result"] for event in studio.models.inspect(str(folder)) if "result" in event
+    ]
+    assert studio.models.known(str(folder)) == found
     os.utime(folder / "config.json", (1, 1))
-    assert studio.known_model(str(folder)) is None
+    assert studio.models.known(str(folder)) is None

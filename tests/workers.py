@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_studio.cases.machine import Machine
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 
 WAIT_S = 240.0
 
@@ -33,4 +34,4 @@ def until(history: History, *, holds: Callable[[History], Any]) -> History:
 
 def finish(studio: Studio, run: str) -> History:
     """Wait until a run is over."""
-    return until(studio.history(run), holds=lambda found: found.is_over)
+    return until(studio.runs.history(run), holds=lambda found: found.is_over)

@@ -7,16 +7,16 @@ matrix of r by r.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
 
-from lora_studio.adapters.reading import WEIGHTS, base_name, read_config
+from lora_studio.adapters.reading import read_config
+from lora_studio.adapters.weights import base_name, read_tensors
 from lora_studio.errors import AdapterError
 
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
@@ -30,9 +30,9 @@ class Factors:
     name: str
     """The module, as the base names it."""
     a: torch.Tensor
-    """Shape (r, d_in), float32."""
+    """Shape (r, d_in), in the number format of the file."""
     b: torch.Tensor
-    """Shape (d_out, r), float32."""
+    """Shape (d_out, r), likewise."""
     scale: float
     """lora_alpha / r, or lora_alpha / √r (rsLoRA, arXiv 2312.03732)."""
     keys: tuple[str, str]
@@ -42,6 +42,11 @@ class Factors:
     def rank(self) -> int:
         """The r that was asked for."""
         return self.a.shape[0]
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """What a row of a and a column of b take in the file."""
+        return (self.a.nbytes + self.b.nbytes) // self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,25 @@ def read_factors(folder: Path) -> list[Factors]:
     """Return the factors of every module of an adapter folder, in the order of their names.
 
     Raises:
-        AdapterError: If the folder cannot be read, is not of plain LoRA, lacks one of a pair, or
-            holds numbers that are none.
+        AdapterError: If the folder cannot be read, lacks one of a pair, or its change is no
+            product of two matrices: DoRA's has lengths of its own, and in the matrices of a
+            parameter of many experts those of all experts alternate.
     """
-    config, file = read_config(folder), folder / WEIGHTS
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterError("chat.adapter_unreadable", file=str(file), cause=str(error)) from error
+    return factors_of(folder, read_config(folder), read_tensors(folder))
+
+
+def factors_of(
+    folder: Path, config: LoraConfig, tensors: Mapping[str, torch.Tensor]
+) -> list[Factors]:
+    """Return the same of an adapter folder that was read.
+
+    Raises:
+        AdapterError: As `read_factors`.
+    """
+    if config.use_dora:
+        raise AdapterError("adapters.dora_no_factors", folder=str(folder))
+    if config.target_parameters:
+        raise AdapterError("adapters.parameters_no_factors", folder=str(folder))
     found = []
     for key in sorted(tensors):
         end = next((end for end in PAIRS if key.endswith(end)), None)
@@ -79,25 +94,33 @@ def read_factors(folder: Path) -> list[Factors]:
 
 
 def spectrum(factors: Factors) -> Spectrum:
-    """Return the singular value decomposition of a module's ΔW."""
+    """Return the singular value decomposition of a module's ΔW, in double precision."""
     qb, rb = torch.linalg.qr(factors.b.double())
     qa, ra = torch.linalg.qr(factors.a.T.double())
     u, s, vt = torch.linalg.svd(factors.scale * rb @ ra.T, full_matrices=False)
     return Spectrum(qb @ u, s, qa @ vt.T)
 
 
+def product_norm(b: torch.Tensor, a: torch.Tensor) -> float:
+    """Return the Frobenius norm of b·a, which is not formed."""
+    rb, ra = (torch.linalg.qr(one.double(), mode="r").R for one in (b, a.T))
+    return float(torch.linalg.matrix_norm(rb @ ra.T))
+
+
 def _factors(
-    folder: Path, config: LoraConfig, tensors: dict[str, Any], keys: tuple[str, str], end: str
+    folder: Path,
+    config: LoraConfig,
+    tensors: Mapping[str, torch.Tensor],
+    keys: tuple[str, str],
+    end: str,
 ) -> Factors:
     name = base_name(keys[0].removesuffix(end))
     if keys[1] not in tensors:
-        raise AdapterError("chat.adapter_incomplete", folder=str(folder), missing=keys[1])
-    a, b = (tensors[key].float() for key in keys)
+        raise AdapterError("adapters.incomplete", folder=str(folder), missing=keys[1])
+    a, b = (tensors[key] for key in keys)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         found = " · ".join("×".join(map(str, one.shape)) for one in (b, a))
         raise AdapterError("adapters.no_product", folder=str(folder), name=name, found=found)
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise AdapterError("adapters.not_finite", folder=str(folder), name=name)
     alpha = config.alpha_pattern.get(
         get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha
     )

@@ -7,7 +7,6 @@ Here they are kept aside as overrides, so that the base stays the base.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,28 +14,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lora_studio.adapters.configuration import CONFIG, read_settings
+from lora_studio.adapters.shapes import expected_shape
+from lora_studio.adapters.weights import LORA_MARKS, base_name, is_lora, opened, read_tensors
 from lora_studio.errors import AdapterError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude")
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ
-replace its weights by a residual (PEFT, developer guide on LoRA initialisation)."""
-FOREIGN_SETTINGS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "megatron_config",
-    "monteclora_config",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-)
-"""LoRA relatives that need more than the matrices, or that change the base."""
+ASIDE = {"bias", "ensure_weight_tying", "init_lora_weights", "modules_to_save", "peft_type"}
+"""Settings that PEFT is not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,38 +86,17 @@ def read_adapter(folder: Path, base: BaseLayout) -> AdapterWeights:
     Raises:
         AdapterError: If the folder is incomplete, damaged, of another kind, or of another base.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdapterError("chat.adapter_incomplete", folder=str(folder), missing=name)
     config = read_config(folder)
     _check_task(config, base, folder)
-    trained_on = config.base_model_name_or_path or "?"
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                shape = tuple(file.get_slice(key).get_shape())
-                _check_fit(key, shape, base, folder=folder, trained_on=trained_on)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            "chat.adapter_unreadable", file=str(folder / WEIGHTS), cause=str(error)
-        ) from error
-    lora = {key: tensor for key, tensor in tensors.items() if _is_lora(key)}
-    others = {base_name(key): tensor for key, tensor in tensors.items() if not _is_lora(key)}
+    trained_on = str(config.base_model_name_or_path or "?")
+    with opened(folder) as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            shape = tuple(file.get_slice(key).get_shape())
+            _check_fit(key, shape, base, folder=folder, trained_on=trained_on)
+    tensors = read_tensors(folder)
+    lora = {key: tensor for key, tensor in tensors.items() if is_lora(key)}
+    others = {base_name(key): tensor for key, tensor in tensors.items() if not is_lora(key)}
     return AdapterWeights(config, lora, _changed(others, base))
-
-
-def base_name(key: str) -> str:
-    """Return the name, in the base model, of what a tensor of an adapter file belongs to.
-
-    >>> base_name("base_model.model.lm_head.base_layer.bias")
-    'lm_head.bias'
-    """
-    return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
-def _is_lora(key: str) -> bool:
-    return any(mark in key for mark in LORA_MARKS)
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -140,28 +105,14 @@ def read_config(folder: Path) -> LoraConfig:
     Trained bias vectors and whole layers are left out of it: they are kept aside.
 
     Raises:
-        AdapterError: If it cannot be read, or is not of plain LoRA.
+        AdapterError: As `read_settings`, or if PEFT refuses what it says.
     """
-    file = folder / CONFIG
+    said = read_settings(folder)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        kind = raw.get("peft_type")
-        config = LoraConfig.from_pretrained(str(folder)) if kind == "LORA" else None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        config = LoraConfig(**{name: said[name] for name in said.keys() - ASIDE})
+    except (ValueError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise AdapterError("chat.adapter_unreadable", file=str(file), cause=cause) from error
-    if config is None:
-        raise AdapterError("chat.adapter_kind", folder=str(folder), kind=str(kind))
-    for name in FOREIGN_SETTINGS:
-        if getattr(config, name, None):
-            raise AdapterError("chat.adapter_kind", folder=str(folder), kind=f"LORA ({name})")
-    if config.init_lora_weights not in PLAIN_STARTS:
-        init = str(config.init_lora_weights)
-        raise AdapterError("chat.adapter_rewrites_base", folder=str(folder), init=init)
-    config.bias = "none"
-    config.modules_to_save = None
-    config.ensure_weight_tying = False
-    config.init_lora_weights = True
+        raise AdapterError("adapters.unreadable", file=str(folder / CONFIG), cause=cause) from error
     config.inference_mode = True
     return config
 
@@ -170,9 +121,9 @@ def _check_task(config: LoraConfig, base: BaseLayout, folder: Path) -> None:
     """Refuse an adapter that scores classes where tokens are wanted, and the other way round."""
     classifies = config.task_type == "SEQ_CLS"
     if classifies and not base.classifies:
-        raise AdapterError("chat.adapter_sorts", folder=str(folder))
+        raise AdapterError("adapters.sorts", folder=str(folder))
     if base.classifies and not classifies:
-        raise AdapterError("chat.adapter_writes", folder=str(folder))
+        raise AdapterError("adapters.writes", folder=str(folder))
 
 
 def _check_fit(
@@ -180,20 +131,18 @@ def _check_fit(
 ) -> None:
     """Refuse a tensor whose place the base lacks, or whose shape differs from what fits there."""
     name = base_name(key)
-    if _is_lora(key):
+    if is_lora(key):
         at = name[: min(name.index(mark) for mark in LORA_MARKS if mark in name)]
         module = base.modules.get(at)
-        expected = None if module is None else _expected(name, shape, module)
+        expected = None if module is None else expected_shape(name, shape, module)
     else:
         at, parameter = name, base.parameter(name)
         expected = None if parameter is None else tuple(parameter.shape)
     if expected is None:
-        raise AdapterError(
-            "chat.adapter_not_here", folder=str(folder), name=at, trained_on=trained_on
-        )
+        raise AdapterError("adapters.not_here", folder=str(folder), name=at, trained_on=trained_on)
     if expected != shape:
         raise AdapterError(
-            "chat.adapter_wrong_base",
+            "adapters.wrong_base",
             folder=str(folder),
             name=name,
             found=_times(shape),
@@ -202,41 +151,14 @@ def _check_fit(
         )
 
 
-def _expected(name: str, shape: tuple[int, ...], module: nn.Module) -> tuple[int, ...]:
-    """Return the shape a LoRA tensor must have on a module; the rank is the file's own.
-
-    A is (r, in) and B is (out, r) (arXiv 2106.09685, section 4.1). Modules of a kind whose
-    sizes are not known here, such as fused experts, are left to PEFT.
-    """
-    sizes = _sizes(module)
-    if sizes is None:
-        return shape
-    inputs, outputs = sizes
-    if ".lora_A." in name or ".lora_embedding_A" in name:
-        return shape[0], inputs
-    if name.endswith(".lora_B.weight") or ".lora_embedding_B" in name:
-        return outputs, shape[-1]
-    return (outputs,)
-
-
-def _sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Return a layer's inputs and outputs; quantised weights are packed and say nothing."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, nn.Embedding):
-        return module.num_embeddings, module.embedding_dim
-    if hasattr(module, "nf") and hasattr(module, "nx"):  # transformers' Conv1D, as in GPT-2
-        return int(module.nx), int(module.nf)
-    return None
-
-
 def _changed(others: dict[str, torch.Tensor], base: BaseLayout) -> dict[str, torch.Tensor]:
     """Keep the tensors that differ from the base's; PEFT also saves untouched embeddings."""
     kept: dict[str, torch.Tensor] = {}
     for name, tensor in others.items():
         own: Any = base.parameter(name)
         converted = tensor.to(device=own.device, dtype=own.dtype)
-        if not torch.equal(converted, own.data):
+        # A base that is only looked at has no numbers to compare with.
+        if own.is_meta or not torch.equal(converted, own.data):
             kept[name] = converted
     return kept
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_studio.adapters.archive import TRAINER_STATE
-from lora_studio.adapters.factors import Factors, read_factors, spectrum
-from lora_studio.adapters.reading import CONFIG, WEIGHTS
+from lora_studio.adapters.archive import adapter_files
+from lora_studio.adapters.configuration import CONFIG, WEIGHTS
+from lora_studio.adapters.factors import Factors, factors_of, product_norm, spectrum
+from lora_studio.adapters.reading import read_config
+from lora_studio.adapters.weights import read_tensors
 from lora_studio.errors import AdapterError
 
 
@@ -30,7 +31,7 @@ class Shrunk:
     rank: int
     """The largest rank of its modules."""
     error: float
-    """‖ΔW - ΔW'‖ / ‖ΔW‖ over all modules together, Frobenius norms; 0 to 1."""
+    """‖ΔW - ΔW'‖ / ‖ΔW‖ over all modules together, Frobenius norms; what rounding loses counts."""
     errors: Mapping[str, float]
     """The same of each module, by its name in the base."""
     bytes: int
@@ -40,8 +41,8 @@ class Shrunk:
 def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
     """Write an adapter once more with modules of this rank at most; return what it lost.
 
-    Tensors are float32; lora_alpha is chosen so that ΔW is B·A. Bias vectors, whole layers and
-    the files beside the adapter are copied.
+    Tensors keep their number format; lora_alpha is chosen so that ΔW is B·A. Bias vectors, whole
+    layers and the files beside the adapter are copied.
 
     Args:
         adapter: A PEFT folder in the safetensors format.
@@ -49,19 +50,15 @@ def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
         rank: 1 or more.
 
     Raises:
-        AdapterError: If the adapter cannot be read, is not of plain LoRA, has DoRA's lengths, or
-            has no module of a higher rank.
+        AdapterError: As `read_factors`, or if the adapter has no module of a higher rank.
     """
-    factors = read_factors(adapter)
-    raw = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    if raw.get("use_dora"):
-        raise AdapterError("adapters.shrinks_no_dora", folder=str(adapter))
+    config, tensors = read_config(adapter), read_tensors(adapter)
+    factors = factors_of(adapter, config, tensors)
     highest = max((one.rank for one in factors), default=0)
     if not 1 <= rank < highest:
         raise AdapterError(
             "adapters.shrinks_nothing", folder=str(adapter), rank=rank, highest=highest
         )
-    tensors = _others(adapter, factors)
     lost, whole, errors, ranks = 0.0, 0.0, {}, {}
     for one in factors:
         b, a, gone, all_of_it = _truncated(one, rank)
@@ -71,8 +68,8 @@ def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
         lost, whole = lost + gone, whole + all_of_it
     _copy_beside(adapter, target)
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    config = _config(raw, ranks)
-    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    raw = json.loads((adapter / CONFIG).read_text(encoding="utf-8")) | _settings(ranks)
+    (target / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     return Shrunk(
         rank=max(ranks.values()),
         error=(lost / whole) ** 0.5 if whole else 0.0,
@@ -84,30 +81,22 @@ def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
 def _truncated(one: Factors, rank: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
     """Return the new b and a, whose product is the change, and the squares lost and of all."""
     parts = spectrum(one)
-    squares = parts.s**2
     root = parts.s[:rank].sqrt()
-    b = (parts.u[:, :rank] * root).float().contiguous()
-    a = (parts.v[:, :rank] * root).T.float().contiguous()
-    return b, a, float(squares[rank:].sum()), float(squares.sum())
+    b = (parts.u[:, :rank] * root).to(one.b.dtype).contiguous()
+    a = (parts.v[:, :rank] * root).T.to(one.a.dtype).contiguous()
+    gone = product_norm(
+        torch.cat([one.scale * one.b.double(), -b.double()], dim=1),
+        torch.cat([one.a.double(), a.double()]),
+    )
+    return b, a, gone**2, float((parts.s**2).sum())
 
 
-def _others(adapter: Path, factors: list[Factors]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file that are no factors."""
-    known = {key for one in factors for key in one.keys}
-    with safe_open(adapter / WEIGHTS, framework="pt", device="cpu") as file:
-        return {
-            key: file.get_tensor(key)
-            for key in file.keys()  # noqa: SIM118 - not a dict
-            if key not in known
-        }
-
-
-def _config(raw: dict[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+def _settings(ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return PEFT's settings of modules of these ranks, each scaled by 1."""
     usual = max(ranks.values())
     odd = {name.replace(".", r"\."): own for name, own in ranks.items() if own != usual}
     patterns = {f"^{name}": own for name, own in odd.items()}
-    return raw | {
+    return {
         "r": usual,
         "lora_alpha": usual,
         "use_rslora": False,
@@ -119,6 +108,6 @@ def _config(raw: dict[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
 
 def _copy_beside(adapter: Path, target: Path) -> None:
     target.mkdir(parents=True)
-    for file in adapter.iterdir():
-        if file.is_file() and file.name not in {CONFIG, WEIGHTS, *TRAINER_STATE}:
+    for file in adapter_files(adapter):
+        if file.name not in {CONFIG, WEIGHTS}:
             shutil.copy2(file, target / file.name)

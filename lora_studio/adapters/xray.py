@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapters.factors import read_factors, spectrum
-from lora_studio.models.weight_norms import weight_norms
+from lora_studio.adapters.factors import factors_of, spectrum
+from lora_studio.adapters.reading import read_config
+from lora_studio.adapters.weights import base_name, read_tensors
+from lora_studio.models.weight_norms import unchanged, weight_norms
 
 ENERGY = 0.95
 """Share of a change, squared, that its effective rank holds."""
@@ -28,6 +30,8 @@ class ModuleXray:
     """The same over that of the base's weight W; None where the files do not hold W as numbers."""
     singular_values: list[float]
     """Those of ΔW that can differ from 0, falling."""
+    bytes_per_rank: int
+    """What each of its ranks takes in the weights' file."""
     effective_rank: int
     """So many directions hold 95 % of the change's square; 0 where nothing was changed."""
 
@@ -41,6 +45,8 @@ class Xray:
     """The largest r of them."""
     effective_rank: int
     """If every module were cut to this rank, 95 % of the whole change's square would be left."""
+    beside: int = 0
+    """So many tensors it has beside LoRA, biases and whole layers, of which nothing is here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -55,10 +61,15 @@ def xray(adapter: Path, model: Path) -> Xray:
         model: The folder of its base model; of its weights only the norms are taken.
 
     Raises:
-        AdapterError: If the adapter cannot be read, or is not of plain LoRA.
+        AdapterError: As `read_factors`.
         ModelError: If the base's files cannot be read.
     """
-    factors = read_factors(adapter)
+    tensors = read_tensors(adapter)
+    factors = factors_of(adapter, read_config(adapter), tensors)
+    others = {
+        base_name(key): tensors[key]
+        for key in tensors.keys() - {key for one in factors for key in one.keys}
+    }
     norms = weight_norms(model, {one.name for one in factors})
     modules = []
     for one in factors:
@@ -72,6 +83,7 @@ def xray(adapter: Path, model: Path) -> Xray:
                 norm=norm,
                 relative_norm=norm / own if own else None,
                 singular_values=values,
+                bytes_per_rank=one.bytes_per_rank,
                 effective_rank=enough([values]),
             )
         )
@@ -79,6 +91,7 @@ def xray(adapter: Path, model: Path) -> Xray:
         modules=modules,
         rank=max((one.rank for one in modules), default=0),
         effective_rank=enough([one.singular_values for one in modules]),
+        beside=len(others) - unchanged(model, others),
     )
 
 

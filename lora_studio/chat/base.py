@@ -7,30 +7,27 @@ The base's own weights are never written: LoRA layers add to them, and an adapte
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft.functional import (
-    cast_adapter_dtype,
-    delete_adapter,
-    inject_adapter_in_model,
-    set_adapter,
-    set_peft_model_state_dict,
-)
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lora_studio.adapters.reading import WEIGHTS, AdapterWeights, BaseLayout, read_adapter
+from lora_studio.adapters.configuration import WEIGHTS
+from lora_studio.adapters.reading import BaseLayout, read_adapter
+from lora_studio.chat.attaching import put_in, take_out
+from lora_studio.chat.request import Voice, Who, voice
+from lora_studio.chat.rows import WHOLE, answered_by
 from lora_studio.data.templates import end_ids, ensure_chat_template
 from lora_studio.errors import AdapterError
 from lora_studio.models.loading import load_tokenizer
 
-BASE = "__base__"
-"""PEFT's name, inside a mixed batch, for a row without an adapter."""
+ROUTED = ".experts."
+"""In the name of a layer that is given the tokens of any row, as a router sends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,55 +95,48 @@ class LoadedBase:
         self.adapters = {name: (kept | added)[name] for name in folders}
         self._choose_template()
 
-    @contextmanager
-    def answering_as(self, adapters: Sequence[str | None]) -> Iterator[None]:
-        """Let the rows of the next forward passes be answered by these adapters, None the base.
-
-        Adapters that must answer alone (`Attached.alone`) may only stand in rows of their own
-        kind. Everything is undone on leaving, by whatever way.
-        """
-        first = None if adapters[0] is None else self.adapters[adapters[0]]
-        if first is not None and first.alone and len(set(adapters)) == 1:
-            set_adapter(self.model, first.key, inference_mode=True)
-            with self._overridden(first.overrides):
-                yield
-        else:
-            keys = [BASE if name is None else self.adapters[name].key for name in adapters]
-            with self._rows(keys):
-                yield
+    def alone(self, who: Who) -> tuple[str, str] | None:
+        """Return which adapter cannot share a batch, and the key of the sentence why, if one is."""
+        reasons = ((name, self.adapters[name].alone) for name, _ in voice(who))
+        return next(((name, why) for name, why in reasons if why), None)
 
     @contextmanager
-    def _rows(self, keys: list[str]) -> Iterator[None]:
-        """Tell each LoRA layer which adapter each row belongs to.
+    def answering_as(self, rows: Sequence[Who]) -> Iterator[None]:
+        """Let the rows of the next forward passes be answered by these, None the base.
 
-        The hooks are our own: PEFT's (`PeftModel.generate(adapter_names=…)`) stay behind when
-        generate raises, because its context manager has no `finally` (peft 0.21.2,
-        tuners/lora/model.py, `_enable_peft_forward_hooks`), and break the next call.
+        Who must answer `alone` may only stand beside rows of the same voice. Everything is undone
+        on leaving, by whatever way.
         """
-        give = partial(_give_names, keys=keys)
-        hooks = [
-            module.register_forward_pre_hook(give, with_kwargs=True)
-            for module in self.model.modules()
-            if isinstance(module, LoraLayer)
+        voices = [voice(who) for who in rows]
+        by_key = [
+            tuple((self.adapters[name].key, weight) for name, weight in one) for one in voices
         ]
-        try:
+        with answered_by(self.model, by_key), self._overridden(voices[0]):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @contextmanager
-    def _overridden(self, overrides: dict[str, nn.Parameter]) -> Iterator[None]:
+    def _overridden(self, parts: Voice) -> Iterator[None]:
         """Let other parameters stand in for the base's; the base's own objects come back."""
-        slots = {name: self._layout.slot(name) for name in overrides}
+        names = {name for one, _ in parts for name in self.adapters[one].overrides}
+        slots = {name: self._layout.slot(name) for name in names}
         own = {name: getattr(*slot) for name, slot in slots.items()}
         try:
             for name, slot in slots.items():
-                setattr(*slot, overrides[name])
+                setattr(*slot, self._blend(own[name], name, parts))
             yield
         finally:
             for name, slot in slots.items():
                 setattr(*slot, own[name])
+
+    def _blend(self, own: nn.Parameter, name: str, parts: Voice) -> nn.Parameter:
+        """Return own + Σ weight·(override - own), the override itself where that is all."""
+        overrides = [(self.adapters[one].overrides.get(name), weight) for one, weight in parts]
+        found = [(override, weight) for override, weight in overrides if override is not None]
+        if [weight for _, weight in found] == [1.0]:
+            return found[0][0]
+        start = own.detach().float()
+        total = sum((weight * (value.float() - start) for value, weight in found), start)
+        return nn.Parameter(total.to(own.dtype), requires_grad=False)
 
     def _choose_template(self) -> None:
         """Render with the base's template, or an adapter's, or the plain one of the data room.
@@ -165,58 +155,38 @@ class LoadedBase:
     def _attach(self, folder: Path) -> Attached:
         stamp = _stamp(folder)
         weights = read_adapter(folder, self._layout)
+        if weights.config.use_dora and getattr(self.model, "is_loaded_in_8bit", False):
+            # It reads the base's weights anew at every step, and bitsandbytes moves int8 ones away.
+            raise AdapterError("chat.dora_in_int8", folder=str(folder))
         key = next(self._keys)
         try:
-            self._inject(weights, key)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            self._remove(key)
+            put_in(self.model, weights, key, self._layout)
+        except (ValueError, RuntimeError, KeyError, TypeError, re.error) as error:
+            take_out(self.model, key)
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise AdapterError("chat.adapter_unusable", folder=str(folder), cause=cause) from error
-        finally:
-            # PEFT leaves its notes on the model and takes them for a mistake the next time.
-            vars(self.model).pop("peft_config", None)
-        self.model.eval()
-        template, end_id = _own_template(folder)
+            raise AdapterError("adapters.unusable", folder=str(folder), cause=cause) from error
+        # A base that has a template of its own needs no other, and a tokenizer takes long to load.
+        template, end_id = (None, None) if self._own_template else _own_template(folder)
         overrides = {
             name: nn.Parameter(tensor, requires_grad=False)
             for name, tensor in weights.overrides.items()
         }
-        return Attached(key, folder, stamp, overrides, weights.alone, template, end_id)
+        alone = weights.alone or self._alone_by_layers(key)
+        return Attached(key, folder, stamp, overrides, alone, template, end_id)
 
-    def _inject(self, weights: AdapterWeights, key: str) -> None:
-        """Add the LoRA layers and fill them.
-
-        Raises:
-            ValueError: If the file lacks tensors the configuration asks for, or has others.
-        """
-        inject_adapter_in_model(
-            weights.config, self.model, adapter_name=key, low_cpu_mem_usage=True
-        )
-        result = set_peft_model_state_dict(
-            self.model, weights.lora, adapter_name=key, low_cpu_mem_usage=True
-        )
-        missing = [name for name in result.missing_keys if key in name.split(".")]
-        for problem, names in (("missing", missing), ("unexpected", result.unexpected_keys)):
-            if names:
-                message = f"{len(names)} {problem} tensors, the first {names[0]}"
-                raise ValueError(message)
-        # 16-bit LoRA weights are multiplied in 32 bit, as they are while training.
-        cast_adapter_dtype(self.model, adapter_name=key)
+    def _alone_by_layers(self, key: str) -> str | None:
+        """Return the key of the sentence why a layer that an adapter changes mixes rows."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and key in {*module.lora_A, *module.lora_embedding_A}:
+                if ROUTED in name:
+                    return "chat.one_by_one_parameters"
+                if isinstance(module, WHOLE):
+                    return "chat.one_by_one_layers"
+        return None
 
     def _detach(self, adapters: Iterable[Attached]) -> None:
         for adapter in adapters:
-            self._remove(adapter.key)
-
-    def _remove(self, key: str) -> None:
-        # Deleting the active adapter makes PEFT activate another one, with a warning.
-        set_adapter(self.model, [], inference_mode=True)
-        delete_adapter(self.model, key, prefix="lora_")
-
-
-def _give_names(
-    _module: nn.Module, args: Any, kwargs: dict[str, Any], *, keys: list[str]
-) -> tuple[Any, dict[str, Any]]:
-    return args, kwargs | {"adapter_names": keys}
+            take_out(self.model, adapter.key)
 
 
 def _stamp(folder: Path) -> int:

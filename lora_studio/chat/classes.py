@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from lora_studio.chat.base import LoadedBase
+from lora_studio.chat.request import Who
 from lora_studio.data.templates import token_ids
 from lora_studio.errors import StudioError
 
 
-def probabilities(
-    loaded: LoadedBase, text: str, adapters: Sequence[str | None]
-) -> list[list[float]]:
+def probabilities(loaded: LoadedBase, text: str, adapters: Sequence[Who]) -> list[list[float]]:
     """Return the softmax of the class scores, for each of `adapters`, None the base.
 
     One after the other: each adapter brings a head of its own, which changes every row.

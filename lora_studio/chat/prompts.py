@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from lora_studio.chat.request import Pane
+from lora_studio.chat.request import Pane, Passage, Rendered
+from lora_studio.chat.streaming import UNFINISHED
 from lora_studio.data import templates
 from lora_studio.data.examples import Message, Role
 from lora_studio.errors import StudioError
@@ -15,25 +17,98 @@ from lora_studio.errors import StudioError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MOST_QUOTED = 48
+"""So many characters of a prompt are quoted; a token has one at least, or is part of one."""
+
 
 def encode(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the prompt's token ids, the same that training shows before an answer.
+
+    The beginning of an answer that is gone on with stands behind it.
 
     Raises:
         StudioError: If there is nothing to continue.
         DatasetError: If the chat template refuses the conversation.
     """
-    if pane.text is not None:
-        beginning = [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else []
-        ids = [*beginning, *templates.token_ids(tokenizer, [pane.text])[0]]
-    elif any(message["content"].strip() for message in pane.messages):
-        turns = [Message(cast("Role", one["role"]), one["content"]) for one in pane.messages]
-        ids = templates.prompt_ids(tokenizer, turns)
-    else:
-        ids = []
+    beginning, text = _written(pane, tokenizer)
+    ids = [*beginning, *templates.token_ids(tokenizer, [text])[0]]
     if not ids:
         raise StudioError("chat.empty_prompt")
     return ids
+
+
+def prompt_ids(pane: Pane, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[int]:
+    """Return a prompt's token ids, and refuse one that leaves no room for an answer.
+
+    Raises:
+        StudioError: As `encode`, or if it is too long.
+    """
+    ids = encode(pane, tokenizer)
+    if context is not None and len(ids) >= context:
+        limit = context - 1
+        raise StudioError(
+            "chat.too_long", tokens=len(ids), limit=limit, cut=len(ids) - limit,
+            start=_start(tokenizer, ids[limit:]),
+        )  # fmt: skip
+    return ids
+
+
+def rendered(pane: Pane, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Rendered:
+    """Return a prompt as the model sees it, one that is too long as well.
+
+    Raises:
+        StudioError: As `encode`.
+    """
+    beginning, text = _written(pane, tokenizer)
+    ids = encode(pane, tokenizer)
+    limit = None if context is None else context - 1
+    over = [] if limit is None else ids[limit:]
+    return {
+        "text": f"{tokenizer.bos_token if beginning else ''}{text}",
+        "tokens": len(ids),
+        "limit": limit,
+        "cut": len(over),
+        "cut_text": _decoded(tokenizer, over),
+    }
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the first words of what token ids say, in one line."""
+    line = " ".join(_decoded(tokenizer, ids[:MOST_QUOTED]).rstrip(UNFINISHED).split())
+    is_all = len(ids) <= MOST_QUOTED and len(line) <= MOST_QUOTED
+    return line if is_all else f"{line[:MOST_QUOTED].rstrip()}…"
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return what token ids say, from the first whole character on."""
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip(UNFINISHED)
+
+
+def passage(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> Passage:
+    """Return a prompt with the answer it goes on with, whose tokens are to be judged.
+
+    A token that begins in the prompt and ends in the answer is judged too.
+
+    Raises:
+        StudioError: As `encode`.
+    """
+    ids = encode(pane, tokenizer)
+    beginning, text = _written(pane, tokenizer)
+    asked = text[: len(text) - len(pane.continues)]
+    prompt = [*beginning, *templates.token_ids(tokenizer, [asked])[0]]
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))))
+    return Passage(ids=ids, counts=[place >= same for place in range(len(ids))])
+
+
+def _written(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
+    """Return the ids that the tokenizer puts before every text, and the text behind them."""
+    if pane.text is not None:
+        text = pane.text + pane.continues
+        return [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else [], text
+    if not any(message["content"].strip() for message in pane.messages):
+        return [], ""
+    turns = [Message(cast("Role", one["role"]), one["content"]) for one in pane.messages]
+    return [], templates.render(tokenizer, turns, add_generation_prompt=True) + pane.continues
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

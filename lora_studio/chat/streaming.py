@@ -12,7 +12,7 @@ import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from lora_studio.chat.request import Event, Reason
+from lora_studio.chat.request import Event, Reason, TextEvent
 
 UNFINISHED = "\ufffd"
 """What a decoder writes for bytes that are no character, or not yet."""
@@ -52,6 +52,19 @@ class Detokenizer:
             self._shown = len(self._decode())
         return new
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text so far ends with a whole character."""
+        return len(self._ids) == self._settled
+
+    def peek(self, token: int) -> str:
+        """Return what would stand behind the last whole character with another next token.
+
+        Special tokens go by their names, bytes that are no character by `UNFINISHED`.
+        """
+        before = self._decode(self._ids[: self._settled], special=True)
+        return self._decode([*self._ids, token], special=True)[len(before) :]
+
     def _seed(self, prompt: Sequence[int]) -> list[int]:
         """Return the shortest end of the prompt that reads as whole characters."""
         for length in range(1, min(SEED_TOKENS, len(prompt)) + 1):
@@ -60,11 +73,11 @@ class Detokenizer:
                 return end
         return []
 
-    def _decode(self, ids: Sequence[int] | None = None) -> str:
+    def _decode(self, ids: Sequence[int] | None = None, *, special: bool = False) -> str:
         return str(
             self._tokenizer.decode(
                 self._ids if ids is None else ids,
-                skip_special_tokens=True,
+                skip_special_tokens=not special,
                 clean_up_tokenization_spaces=False,
             )
         )
@@ -77,6 +90,8 @@ class Row:
     pane: int
     detokenizer: Detokenizer
     tokens: int = 0
+    first_s: float | None = None
+    has_text: bool = False
     done: bool = False
 
 
@@ -117,8 +132,10 @@ class RowStreamer(BaseStreamer):
                 self._finish(row, "end")
                 continue
             row.tokens += 1
+            if row.first_s is None:
+                row.first_s = time.perf_counter() - self._start
             if text := row.detokenizer.push(token):
-                self._emit({"pane": row.pane, "text": text})
+                self._tell(row, text, row.first_s)
 
     def end(self) -> None:
         """Finish the rows that did not reach an end token of their own."""
@@ -126,6 +143,13 @@ class RowStreamer(BaseStreamer):
         for row in self._rows:
             if not row.done:
                 self._finish(row, reason)
+
+    def _tell(self, row: Row, text: str, first_s: float) -> None:
+        event: TextEvent = {"pane": row.pane, "text": text}
+        if not row.has_text:
+            event["first_s"] = first_s
+        row.has_text = True
+        self._emit(event)
 
     def _finish(self, row: Row, reason: Reason) -> None:
         row.done = True
@@ -136,6 +160,7 @@ class RowStreamer(BaseStreamer):
                 "done": True,
                 "tokens": row.tokens,
                 "seconds": seconds,
+                "first_s": row.first_s,
                 "tokens_per_s": row.tokens / seconds if seconds else 0.0,
                 "reason": reason,
             }

@@ -74,7 +74,8 @@ def write_script(
         head_std=HEAD_STD,
         adapter=recipe.adapter,
         training=recipe.training,
-        grouped=_is_grouped(recipe),
+        # A run decides it once it knows whether its model is packed or padded.
+        grouped=recipe.training.groups and not recipe.packs,
         pool=POOL,
         keeps_best=recipe.training.load_best_model_at_end,
         seed=recipe.seed,
@@ -92,13 +93,6 @@ def write_script(
         versions=", ".join(_pinned(libraries)),
     )
     return text.strip() + "\n"
-
-
-def _is_grouped(recipe: Recipe) -> bool:
-    """Say whether rows are learned by length; the run decides it once it knows that it pads."""
-    training = recipe.training
-    pads = recipe.task_type == "SEQ_CLS" or not training.packing
-    return pads and training.train_sampling_strategy == "group_by_length"
 
 
 def comment(text: str, indent: int = 0) -> str:

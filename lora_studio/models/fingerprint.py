@@ -34,11 +34,11 @@ def weights_fingerprint(folder: Path) -> str:
         OSError: If a file is missing or cannot be read.
         ValueError: If one is no safetensors file, or their index is no JSON.
     """
-    weights = sorted(line for file in _weight_files(folder) for line in _described(file))
+    weights = sorted(line for file in weight_files(folder) for line in _described(file))
     return hashlib.sha256("\n".join(weights).encode()).hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers loads: those of the index, else the one, else all."""
     index = folder / INDEX
     if index.is_file():

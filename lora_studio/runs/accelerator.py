@@ -17,15 +17,18 @@ from lora_studio.errors import RunError
 from lora_studio.files import write_whole
 from lora_studio.runs.process import is_running, pid_of, write_identity
 
+LONG = ("training", "evaluate")
+"""Kinds of jobs that give way to none; answers do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """Who holds the accelerator."""
 
     kind: str
-    """`training` or `compare`."""
+    """`training`, `evaluate` or `compare`."""
     name: str
-    """The run's id."""
+    """The run's id, or the name of an adapter."""
     visitor: str | None = None
     """On a Space, whose run it is."""
 
@@ -64,10 +67,11 @@ class Accelerator:
             raise RunError("run.busy_other")
         raise RunError(f"run.busy_{job.kind}", run=job.name)
 
-    def is_taken_by(self, kind: str) -> bool:
-        """Return whether a job of this kind runs now."""
+    def check_long(self, visitor: str | None) -> None:
+        """Raise RunError if a job is busy that gives way to none, as `check` does."""
         job = self.holder()
-        return job is not None and job.kind == kind
+        if job is not None and job.kind in LONG:
+            self.check(visitor)
 
     def is_mine(self) -> bool:
         """Return whether the job runs in this very process."""

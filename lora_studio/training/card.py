@@ -71,7 +71,14 @@ NF4_OPTIONS = """,
 """
 
 
-def model_card(recipe: Recipe, history: History, *, base: str, best_step: int | None = None) -> str:
+def model_card(
+    recipe: Recipe,
+    history: History,
+    *,
+    base: str,
+    best_step: int | None = None,
+    name: str | None = None,
+) -> str:
     """Return the adapter's README.md: the settings and what was measured.
 
     Args:
@@ -79,6 +86,7 @@ def model_card(recipe: Recipe, history: History, *, base: str, best_step: int | 
         history: What was measured.
         base: The base model's name.
         best_step: Whose weights these are, where they are not the last step's.
+        name: What the adapter is called, if not after its run.
     """
     plan, summary = history.plan, history.summary()
     evals = summary["eval_losses"] or [None]
@@ -92,7 +100,7 @@ def model_card(recipe: Recipe, history: History, *, base: str, best_step: int | 
     return CARD.format(
         base=base,
         pipeline="text-classification" if sorts else "text-generation",
-        name=history.folder.id,
+        name=name or history.folder.id,
         purpose=f" to sort texts into {len(plan['labels'])} classes" if sorts else "",
         r=recipe.adapter.r,
         alpha=recipe.adapter.lora_alpha,

@@ -233,13 +233,9 @@ def _together(
     lengths = [one.shape[2] for one in query]
     ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     ends = ends.to(query[0].device, non_blocking=True)
-    mixed = kernel_for(query[0].device).mix(
-        *(torch.cat(list(rows), dim=2)[0].transpose(0, 1) for rows in (query, key, value)),
-        ends,
-        max(lengths),
-        scale=scale,
-        window=window,
-    )
+    states = [torch.cat(list(rows), dim=2)[0].transpose(0, 1) for rows in (query, key, value)]
+    mix = kernel_for(query[0].device).mix
+    mixed = mix(states, ends, max(lengths), scale, (-1 if window is None else window - 1, 0))
     return list(mixed[None].split(lengths, dim=1))
 
 

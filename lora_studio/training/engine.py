@@ -123,7 +123,7 @@ def choose_engine(
     return plain
 
 
-def compile_engine(engine: Engine, trainer: Any, *, precision: str, autocast: str | None) -> Engine:
+def compile_engine(engine: Engine, trainer: Any, *, precision: str) -> Engine:
     """Compile a model's layers, in place of those put together by hand; return what it is then.
 
     What is put together by hand is another object in each layer: each would be compiled apart.
@@ -132,20 +132,14 @@ def compile_engine(engine: Engine, trainer: Any, *, precision: str, autocast: st
         engine: What was chosen.
         trainer: The `Loop` that is about to train.
         precision: Number format of the frozen weights.
-        autocast: As in `Plan`.
 
     Raises:
         RunError: If it does not work here; the model computes as it did before.
     """
     model = trainer.model
-
-    def loss() -> torch.Tensor:
-        with torch.autocast(model.device.type, NARROW.get(autocast), enabled=autocast is not None):
-            return trainer.loss_of_some()
-
     separate(model)
     try:
-        seconds = compile_layers(model, loss, tolerance=TOLERANCE[precision])
+        seconds = compile_layers(model, trainer.loss_of_some, tolerance=TOLERANCE[precision])
     except RunError:
         if engine.fused:
             fuse(model)

@@ -7,7 +7,7 @@ FlashAttention 3 is another kernel, for Hopper alone (arXiv 2407.08608); its pac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,7 +20,8 @@ HOPPER = 9
 """The first number of its compute capability."""
 FLASH_3 = "flash_attn_interface"
 
-Mix = Callable[..., torch.Tensor]
+States = Sequence[torch.Tensor]
+Mix = Callable[[States, torch.Tensor, int, float | None, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,9 @@ class Kernel:
     """As the run's log and its `started` event call it."""
     mix: Mix
     """Takes query, key and value, 16 bit, shape (T, heads, head_dim), key and value perhaps with
-    fewer heads; where rows end, int32, shape (rows + 1,), from 0; tokens of the longest row; and
-    `scale` and `window` as `documents.attend`. Returns the query's shape."""
+    fewer heads; where rows end, int32, shape (rows + 1,), from 0; tokens of the longest row; the
+    factor of the scores, None for the usual one; and how many tokens before and after itself each
+    one sees, -1 for all. Returns the query's shape."""
 
 
 @cache
@@ -45,17 +47,15 @@ def kernel_for(device: torch.device) -> Kernel:
 
 
 def _torch(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    states: States,
     ends: torch.Tensor,
     longest: int,
-    *,
     scale: float | None,
-    window: int | None,
+    window_size: tuple[int, int],
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    query, key, value = states
     mixed: Any = varlen_attn(
         query,
         key,
@@ -65,33 +65,28 @@ def _torch(
         longest,
         longest,
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=window_size,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed
 
 
 def _flash_3(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    states: States,
     ends: torch.Tensor,
     longest: int,
-    *,
     scale: float | None,
-    window: int | None,
+    window_size: tuple[int, int],
 ) -> torch.Tensor:
     found = import_module(FLASH_3).flash_attn_varlen_func(
-        query,
-        key,
-        value,
+        *states,
         cu_seqlens_q=ends,
         cu_seqlens_k=ends,
         max_seqlen_q=longest,
         max_seqlen_k=longest,
         softmax_scale=scale,
         causal=True,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=window_size,
     )
     # Its first versions return the scores' logarithms too.
     mixed: torch.Tensor = found[0] if isinstance(found, tuple) else found

@@ -145,15 +145,14 @@ class Loop(Resumable):
         """Return the loss of a batch as it is trained, a scalar tensor; nothing is counted."""
         rows = range(min(self.args.per_device_train_batch_size, len(self.train_dataset)))
         batch = self._prepare_inputs(self.data_collator([self.train_dataset[at] for at in rows]))
-        with self.uncounted():
+        with self.uncounted(), self.accelerator.autocast():
             loss: torch.Tensor = self.compute_loss(self.model, batch)
         return loss
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Have the model be its base inside the block."""
-        model = extract_model_from_parallel(self.model)
-        with as_written(model), model.disable_adapter():
+        with extract_model_from_parallel(self.model).disable_adapter():
             yield
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -21,20 +21,19 @@ SAME = ("fingerprint", "trained_rows", "eval_rows", "tokens")
 """What of a report tells that its rows are those of another."""
 
 
-def refuse_other_base(folder: RunFolder, fingerprint: str, *, base: str) -> None:
+def refuse_other_base(before: History, fingerprint: str, *, base: str) -> None:
     """Compare the base's weights with those that the run began with, where it noted them.
 
     Args:
-        folder: The run.
+        before: The run's events, until it was broken off.
         fingerprint: What `models.fingerprint` says of the base now.
         base: Its name.
 
     Raises:
         RunError: If they are others: what was learned belongs to the old ones.
     """
-    before = History(folder).update().plan.get("base_fingerprint", fingerprint)
-    if before != fingerprint:
-        raise RunError("run.base_changed", run=folder.id, base=base)
+    if before.plan.get("base_fingerprint", fingerprint) != fingerprint:
+        raise RunError("run.base_changed", run=before.folder.id, base=base)
 
 
 def refuse_other_data(folder: RunFolder, report: Report) -> None:

@@ -114,7 +114,8 @@ class Session:
                 token=self._settings.hub_token,
                 on_progress=self._stage,
             )
-        fingerprint = self._identified(model_folder, folder)
+        before = History(folder).update()
+        fingerprint = self._identified(model_folder, before)
         info = self._described(inspect_model(model_folder, recipe.model.source))
         targets = self._targets(info, precision, hardware.device)
         tokenizer = self._tokenizer = load_tokenizer(model_folder)
@@ -171,7 +172,7 @@ class Session:
             # To write with a model that is cut, all processes would have to write the same.
             {} if self._is_cut else questions(recipe, report, tokenizer, info),
             usual_tokens=rows * report.tokens / report.trained_rows,
-            beginning=self._beginning(folder),
+            beginning=self._beginning(before),
         )
         if not remedies.has_plenty():
             Rehearsal.put_first(self._trainer, events, remedies.less_memory)
@@ -254,12 +255,12 @@ class Session:
         history = History(self._folder).update() if self._folder else None
         return str(history.stage.get("stage", "")) if history else ""
 
-    def _identified(self, base: Path, folder: RunFolder) -> str:
+    def _identified(self, base: Path, before: History) -> str:
         """Return what tells the base's weights from others; refuse others than the run's own."""
         with reading(base):
             fingerprint = weights_fingerprint(base)
         if self._start_step is not None:
-            refuse_other_base(folder, fingerprint, base=self._base)
+            refuse_other_base(before, fingerprint, base=self._base)
         return fingerprint
 
     def _described(self, info: ModelInfo) -> ModelInfo:
@@ -275,13 +276,12 @@ class Session:
             raise RecipeError.of(reasons)
         return info.as_classifier(FEWEST_LABELS)
 
-    def _beginning(self, folder: RunFolder) -> Beginning:
+    def _beginning(self, before: History) -> Beginning:
         """Return when to measure what the first step starts from."""
         can_wait = begins_as_base(self._recipe.adapter) and not self._is_cut
         if self._start_step is None:
             return "after" if can_wait else "before"
-        history = History(folder).update()
-        is_known = any(not entry["step"] for entry in (*history.evals, *history.samples))
+        is_known = any(not entry["step"] for entry in (*before.evals, *before.samples))
         return "known" if is_known or not can_wait else "after"
 
     @property
@@ -373,20 +373,19 @@ class Session:
         if plan.eval_rows:
             held_out = prepared.to_dataset(folder.data, "evaluation")
             held_out = held_out.select(evenly(len(held_out), plan.eval_rows))
-        groups = self._recipe.training.train_sampling_strategy == "group_by_length"
+        engine = self._choose_engine(model, shared["train_dataset"], plan)
+        grouped = self._recipe.training.groups and not engine.packing
+        self._engine = replace(engine, grouped=grouped)
         if self._recipe.task_type == "SEQ_CLS":
-            self._engine = replace(plain_engine(self._tokenizer.pad_token_id), grouped=groups)
             return Classifier(
-                grouped=groups,
+                grouped=grouped,
                 labels=[name for name, *_ in prepared.report.labels],
                 args=classifier_arguments(self._recipe, plan, folder.checkpoints),
                 eval_dataset=held_out,
                 **shared,
             )
-        engine = self._choose_engine(model, shared["train_dataset"], plan)
-        engine = self._engine = replace(engine, grouped=groups and not engine.packing)
         return Writer(
-            grouped=engine.grouped,
+            grouped=grouped,
             args=writer_arguments(self._recipe, plan, folder.checkpoints),
             eval_dataset=held_out,
             data_collator=engine.collator,
@@ -395,7 +394,7 @@ class Session:
 
     def _choose_engine(self, model: PeftModel, rows: Any, plan: Plan) -> Engine:
         padding = self._tokenizer.pad_token_id
-        if self._is_cut:
+        if self._is_cut or self._recipe.task_type == "SEQ_CLS":
             return plain_engine(padding)
         return choose_engine(
             model,
@@ -412,9 +411,7 @@ class Session:
         try:
             if self._is_cut or plan.checkpointing:
                 raise RunError("training.not_compiled_here")
-            return compile_engine(
-                engine, self._trainer, precision=plan.precision, autocast=plan.autocast
-            )
+            return compile_engine(engine, self._trainer, precision=plan.precision)
         except RunError as error:
             self._events.write("warning", step=0, cause=error.to_dict())
             return engine

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.runs.history import History
 from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
@@ -70,12 +69,17 @@ class ClassifyBox:
         """What `show` fills."""
         return [self.whole, self.text, self.examples, self.note, self.result]
 
-    def show(self, history: History, labels: Sequence[str], voice: Voice) -> list[Any]:
-        """Show the box empty for a run that sorts texts into `labels`; hide it for another."""
+    def show(self, prompts: Iterable[str], labels: Sequence[str], voice: Voice) -> list[Any]:
+        """Show the box empty for an adapter that sorts texts into `labels`; hide it for another.
+
+        Args:
+            prompts: What it was tried on while it learned.
+            labels: Its classes; none if it writes.
+            voice: Speaks to the person.
+        """
         if not labels:
             return [gr.Column(visible=False), *[gr.skip()] * 4]
-        prompts = dict.fromkeys(entry["prompt"] for entry in history.samples)
-        listed = examples(list(prompts)[:MOST_EXAMPLES], voice)
+        listed = examples(list(dict.fromkeys(prompts))[:MOST_EXAMPLES], voice)
         return [gr.Column(visible=True), "", listed, "", empty(labels, voice)]
 
     def answer(self, request: gr.Request, run: Any, asked: Any) -> Iterator[Any]:
@@ -88,11 +92,10 @@ class ClassifyBox:
             return
         yield gr.skip(), render.busy(voice("compare_loading")), gr.Button(interactive=False)
         try:
-            rank = studio.history(str(run)).folder.read_recipe().adapter.r
-            name = voice("adapter_named", run=run, r=rank)
-            for event in studio.classify(str(run), words):
-                if "stage" in event:
-                    yield gr.skip(), render.stage(event, voice), gr.skip()
+            name = voice("adapter_named", run=run)
+            for event in studio.answers.classify(str(run), words):
+                if "labels" not in event:
+                    yield gr.skip(), render.waiting(event, voice), gr.skip()
                 else:
                     yield result(words, event, name, voice), "", gr.Button(interactive=True)
         except StudioError as error:

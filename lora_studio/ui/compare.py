@@ -1,69 +1,80 @@
-"""The Compare tab: type once, the base and the adapter answer side by side.
+"""The Compare tab: ask once, the base and adapters answer side by side.
 
 A run that sorts texts into classes has a box of its own there, see `classify`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import takewhile
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.chat.request import Message, Pane, Sampling
+from lora_studio.chat.request import MOST_PANES
 from lora_studio.errors import StudioError
-from lora_studio.ui import numbers, render
+from lora_studio.library.names import adapter_names
+from lora_studio.studio import Studio
+from lora_studio.ui import compare_panes, render
+from lora_studio.ui.asking import Terms, Wish, again, asking, go_on, pane_count
+from lora_studio.ui.batch_panel import BatchPanel
 from lora_studio.ui.classify import ClassifyBox
-from lora_studio.ui.controls import slider
+from lora_studio.ui.compare_panes import BASE, FEWEST, MIXTURE, Panes
+from lora_studio.ui.controls import dropdown
+from lora_studio.ui.conversation import Conversation, Floor
+from lora_studio.ui.difference_panel import DifferencePanel
+from lora_studio.ui.judge_panel import JudgePanel
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.visitors import Door
-from lora_studio.wording import say
+from lora_studio.ui.manner import Manner
+from lora_studio.ui.measure_panel import MeasurePanel
+from lora_studio.ui.prompt_panel import PromptPanel
+from lora_studio.ui.visitors import Door, asker
 
-YIELD_EVERY_S = 1 / 12
-MOST_CHARS = 20_000
-LATEX: list[dict[str, str | bool]] = []
+PLACE = "compare"
+"""What stop knows these questions by."""
 
 
 class CompareTab:
-    """Builds the tab and answers its events.
-
-    Each side keeps a history of its own, because each is asked on from its own answers.
-    """
+    """Builds the tab and answers its events."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        with gr.Row(elem_classes="ls-line"):
-            self.run = gr.Dropdown(
-                [],
-                label=text("compare_run"),
-                info=text("compare_run_why"),
-                elem_id="compare-run",
-                scale=3,
-            )
+        with gr.Row(elem_classes="ls-line", elem_id="compare-bar"):
+            self.run = dropdown(
+                [], label=text("compare_run"), info=text("compare_run_why"), elem_id="compare-run",
+                scale=3, min_width=240,
+            )  # fmt: skip
+            self.count = gr.Radio(
+                [str(count) for count in range(FEWEST, MOST_PANES + 1)], value=str(FEWEST),
+                label=text("pane_count_label"), elem_id="pane-count", scale=1, min_width=220,
+            )  # fmt: skip
+            self.blind = gr.Checkbox(
+                label=text("blind"), info=text("blind_why"), elem_id="blind", scale=1,
+                min_width=200,
+            )  # fmt: skip
             self.clear = gr.Button(
                 text("compare_clear"), elem_id="compare-clear", scale=0, min_width=160
             )
+        self.floor, self.conversation = gr.State(Floor()), gr.State(Conversation())
         with gr.Column() as self.talk:
-            self.note = gr.HTML(elem_id="compare-note")
-            with gr.Row():
-                self.base, self.base_rate = self._side("base", text("base_side"))
-                self.adapter, self.adapter_rate = self._side("adapter", text("adapter_side"))
-            self._ask()
-            self._settings()
-        self.classes = ClassifyBox(door, self.run)
-        self.base_history = gr.State([])
-        self.adapter_history = gr.State([])
-        self._wire()
-
-    def _side(self, name: str, label: Any) -> tuple[gr.Chatbot, gr.HTML]:
-        with gr.Column(min_width=280):
-            chat = gr.Chatbot(
-                label=label, elem_id=f"{name}-chat", height=420, buttons=["copy", "copy_all"],
-                latex_delimiters=LATEX, allow_tags=False, placeholder=text(f"{name}_empty"),
+            self.panes = Panes()
+            self.judge = JudgePanel(
+                door, self.conversation, [place.title for place in self.panes.places],
+                compare_panes.titles_of,
             )  # fmt: skip
-            rate = gr.HTML(elem_id=f"{name}-rate", elem_classes="ls-rate")
-        return chat, rate
+            self.note = gr.HTML(elem_id="compare-note", padding=False)
+            self._ask()
+            self.manner = Manner()
+            self.difference = DifferencePanel(
+                door, self.run, self.conversation, self.floor, self.panes.differences
+            )
+            self.prompt = PromptPanel(door, self.run, self.conversation)
+            self.judge.build_standings()
+            self.measure = MeasurePanel(door, self.run)
+            self.batch = BatchPanel(door, self.controls)
+        self.classes = ClassifyBox(door, self.run)
+        self._wire()
 
     def _ask(self) -> None:
         with gr.Row(elem_classes="ls-line"):
@@ -74,89 +85,109 @@ class CompareTab:
             self.send = gr.Button(
                 text("send"), variant="primary", elem_id="send", scale=0, min_width=120
             )
-            self.stop = gr.Button(
-                text("stop"), elem_id="stop", scale=0, min_width=120, interactive=False
-            )
+            self.stop = _button("stop")
+            self.again = _button("again")
+            self.more = _button("go_on")
 
-    def _settings(self) -> None:
-        with gr.Accordion(text("compare_more"), open=False, elem_id="compare-more"):
-            with gr.Row():
-                self.temperature = slider(
-                    0,
-                    2,
-                    value=0,
-                    step=0.05,
-                    label=text("temperature"),
-                    info=text("temperature_why"),
-                    elem_id="temperature",
-                )
-                self.top_p = slider(
-                    0.05, 1, value=0.9, step=0.05, label="top_p", info=text("top_p_why")
-                )
-                self.tokens = slider(
-                    8,
-                    1024,
-                    value=128,
-                    step=8,
-                    label=text("max_new_tokens"),
-                    info=text("max_new_tokens_why"),
-                    elem_id="max-new-tokens",
-                )
-                self.seed = gr.Number(42, label=text("seed"), precision=0, info=text("seed_why"))
-            self.mode = gr.Radio(
-                [(text("mode_chat"), "chat"), (text("mode_text"), "text")], value="chat",
-                label=text("mode"), info=text("mode_why"),
-            )  # fmt: skip
-            self.system = gr.Textbox(label=text("system"), info=text("system_why"), max_lines=4)
+    @property
+    def controls(self) -> list[Any]:
+        """What `Terms.read` takes: who is to answer, and how."""
+        return [
+            self.run, self.count, self.blind, *self.manner.controls, *self.panes.controls
+        ]  # fmt: skip
+
+    @property
+    def asked(self) -> list[Any]:
+        """What every wish is read from."""
+        return [self.floor, self.conversation, *self.controls]
+
+    @property
+    def answered(self) -> list[Any]:
+        """What an answer changes."""
+        return [
+            *self.panes.texts, self.conversation, self.question, self.send, self.stop, self.again,
+            self.more, self.note, *self.panes.differences, *self.judge.shown,
+        ]  # fmt: skip
 
     def _wire(self) -> None:
-        inputs = [
-            self.run, self.question, self.base_history, self.adapter_history, self.temperature,
-            self.top_p, self.tokens, self.seed, self.mode, self.system,
-        ]  # fmt: skip
-        outputs = [
-            self.base, self.adapter, self.base_rate, self.adapter_rate, self.base_history,
-            self.adapter_history, self.question, self.send, self.stop, self.note,
-        ]  # fmt: skip
+        quiet: dict[str, Any] = {"show_progress": "hidden"}
+        self._wire_wishes()
+        afresh: dict[str, Any] = {
+            "fn": self.start_afresh,
+            "inputs": [self.floor, self.blind, *(choice.who for choice in self.panes.choices)],
+            "outputs": self.answered,
+            "concurrency_limit": None,
+            **quiet,
+        }
+        # In the same line as the answers, so that it comes after what they have shown.
         gr.on(
-            [self.send.click, self.question.submit], self.answer, inputs, outputs,
-            concurrency_id="gpu", concurrency_limit=1, show_progress="hidden",
+            [
+                self.clear.click, self.count.input, self.blind.input,
+                *(chat.clear for chat in self.panes.chats),
+                *(choice.who.input for choice in self.panes.choices),
+            ],
+            **afresh,
+        ).then(**self.prompt.showing)  # fmt: skip
+        gr.on(
+            [self.count.change, self.blind.change], self.lay_out, [self.count, self.blind],
+            [*(place.column for place in self.panes.places), *self.panes.named],
+            queue=False, **quiet,
         )  # fmt: skip
-        self.stop.click(self.halt, None, None, queue=False)
-        fresh = [
-            self.base,
-            self.adapter,
-            self.base_rate,
-            self.adapter_rate,
-            self.base_history,
-            self.adapter_history,
-            self.note,
-        ]
-        gr.on(
-            [self.clear.click, self.run.change, self.base.clear, self.adapter.clear],
-            lambda: ([], [], "", "", [], [], ""),
-            None,
-            fresh,
-            show_progress="hidden",
-            queue=False,
-        )
+        for choice in self.panes.choices:
+            gr.on(
+                [choice.who.change, choice.mixed.change], compare_panes.shown_controls,
+                [choice.who, choice.mixed], choice.controls[1:], queue=False, **quiet,
+            )  # fmt: skip
         self.run.change(
             self.describe,
             self.run,
-            [self.adapter, self.mode, self.talk, self.clear, *self.classes.shown],
-            show_progress="hidden",
-        )
+            [
+                self.manner.mode, self.talk, self.clear, self.count, self.blind, *self.offered,
+                *self.classes.shown,
+            ],
+            **quiet,
+        ).then(**afresh).then(**self.prompt.showing)  # fmt: skip
+
+    def _wire_wishes(self) -> None:
+        settings: dict[str, Any] = {
+            "outputs": self.answered, "concurrency_id": "gpu", "concurrency_limit": None,
+            "show_progress": "hidden", "trigger_mode": "multiple",
+        }  # fmt: skip
+        asked = [
+            gr.on(
+                [self.send.click, self.question.submit], self.answer,
+                [self.question, *self.asked], **settings,
+            ),
+            self.again.click(self.answer_again, self.asked, **settings),
+            self.more.click(self.go_on, self.asked, **settings),
+            *(
+                chat.edit(self.ask_instead, self.asked, **settings)
+                for chat in self.panes.chats
+            ),
+        ]  # fmt: skip
+        for done in [*asked, *self.judge.voted]:
+            done.then(**self.difference.showing)
+        for done in asked:
+            done.then(**self.prompt.showing)
+        self.stop.click(self.halt, None, None, queue=False)
+
+    @property
+    def offered(self) -> list[Any]:
+        """What the run's base decides: who can answer in each pane, and be mixed."""
+        choices = self.panes.choices
+        return [*(choice.who for choice in choices), *(choice.mixed for choice in choices)]
 
     # Handlers
 
     def choices(self, request: gr.Request, wanted: str | None = None) -> Any:
-        """Offer the runs that have an adapter, the wanted or newest one chosen."""
+        """Offer the adapters there are, the wanted or newest one chosen."""
         usable = [
-            folder.id
-            for folder in self.door.enter(request).folders()
-            if folder.newest_adapter() is not None
+            (entry.name if entry.name == entry.id else f"{entry.name} ({entry.id})", entry.id)
+            for entry in self.door.enter(request).library.entries()
+            if entry.facts.has_adapter
         ]
-        chosen = wanted if wanted in usable else (usable[0] if usable else None)
+        ids = [name for _, name in usable]
+        chosen = wanted if wanted in ids else (ids[0] if ids else None)
         return gr.Dropdown(choices=usable, value=chosen)
 
     def refreshed(self, request: gr.Request, run: Any) -> Any:
@@ -164,150 +195,176 @@ class CompareTab:
         return self.choices(request, run)
 
     def describe(self, request: gr.Request, run: Any) -> list[Any]:
-        """Name the adapter's side after the run; a run on plain text continues text.
+        """Offer who shares the chosen adapter's base; a run on plain text continues text.
 
         A run that sorts texts into classes gets its own box instead.
         """
         voice, studio = Voice(request), self.door.enter(request)
         try:
-            history = studio.history(str(run))
-            recipe, labels = history.folder.read_recipe(), studio.labels(str(run))
+            named = studio.adapters.resolve(str(run))
+            history = None if named.run is None else studio.runs.history(named.run.id)
         except StudioError:
-            return [gr.skip()] * (4 + len(self.classes.shown))
-        mode = "text" if history.plan.get("format") == "text" else "chat"
-        label = voice("adapter_named", run=history.folder.id, r=recipe.adapter.r)
-        answers = gr.Column(visible=not labels), gr.Button(visible=not labels)
+            return [gr.skip()] * (5 + len(self.offered) + len(self.classes.shown))
+        mode = "text" if history and history.plan.get("format") == "text" else "chat"
+        prompts = [] if history is None else [sample["prompt"] for sample in history.samples]
+        writes = not named.labels
         return [
-            gr.Chatbot(label=label), mode, *answers, *self.classes.show(history, labels, voice)
+            mode, gr.Column(visible=writes), gr.Button(visible=writes), gr.Radio(visible=writes),
+            gr.Checkbox(visible=writes), *self._offer(studio, named.name, voice),
+            *self.classes.show(prompts, named.labels, voice),
         ]  # fmt: skip
 
-    def halt(self, request: gr.Request) -> None:
-        """Stop both answers at the next token."""
-        self.door.enter(request).stop_answering()
-
-    def answer(
-        self, request: gr.Request, run: Any, question: Any, base: Any, adapter: Any,
-        temperature: Any, top_p: Any, tokens: Any, seed: Any, mode: Any, system: Any,
-    ) -> Iterator[Any]:  # fmt: skip
-        """Stream both answers to one question."""
-        voice, studio = Voice(request), self.door.enter(request)
-        idle = (gr.Button(interactive=True), gr.Button(interactive=False))
-        same = (gr.skip(),) * 6
-        asked = str(question or "").strip()
-        if not run or not asked or len(asked) > MOST_CHARS:
-            key = "no_runs_yet" if not run else "ask_first" if not asked else "ask_shorter"
-            yield *same, gr.skip(), *idle, render.note(voice(key, most=MOST_CHARS), "warn")
-            return
-        talk = Talk(asked, base, adapter, as_text=mode == "text", system=str(system or ""))
-        busy = (gr.Button(interactive=False), gr.Button(interactive=True))
-        yield *talk.shown(voice), "", *busy, render.busy(voice("compare_loading"))
-        try:
-            sampling = sampling_of(temperature, top_p=top_p, tokens=tokens, seed=seed)
-            for note in talk.follow(studio.ask(str(run), talk.panes(str(run)), sampling), voice):
-                yield *talk.shown(voice), gr.skip(), *busy, note
-        except StudioError as error:
-            talk.drop_empty()
-            yield *talk.shown(voice), question, *idle, render.problem(error, voice)
-            return
-        yield *talk.shown(voice), gr.skip(), *idle, talk.note
-
-
-def sampling_of(temperature: Any, *, top_p: Any, tokens: Any, seed: Any) -> Sampling:
-    """Return how to pick tokens from the controls' values; temperature 0 is greedy.
-
-    Raises:
-        StudioError: If a value is no number or out of range.
-    """
-    try:
-        return Sampling(
-            greedy=not temperature,
-            temperature=float(temperature or 1),
-            top_p=float(top_p),
-            max_new_tokens=int(tokens),
-            seed=int(seed or 0),
-        )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StudioError("page.not_numbers") from error
-
-
-class Talk:
-    """One question to both sides, and what has been answered so far.
-
-    Args:
-        question: What was typed.
-        base, adapter: Each side's turns so far, as `{"role", "content"}`.
-        as_text: Continue the text instead of answering in a chat.
-        system: The system prompt, or nothing.
-    """
-
-    def __init__(
-        self, question: str, base: Any, adapter: Any, *, as_text: bool, system: str
-    ) -> None:
-        asked: Message = {"role": "user", "content": question}
-        self._as_text = as_text
-        self._question = question
-        self._system: list[Message] = (
-            [{"role": "system", "content": system}] if system.strip() else []
-        )
-        self._turns: list[list[Message]] = [[*base, asked], [*adapter, asked]]
-        self._answers = ["", ""]
-        self._ends: list[dict[str, Any] | None] = [None, None]
-        self.note = ""
-
-    def panes(self, run: str) -> list[Pane]:
-        """Return the two panes to ask the engine for: base, adapter."""
-        names = (None, run)
-        if self._as_text:
-            return [Pane(adapter=name, text=self._question) for name in names]
+    def _offer(self, studio: Studio, name: str, voice: Voice) -> list[Any]:
+        """Return the choices of every pane: the base, and the adapters of the same base."""
+        found = usable_beside(studio, name)
+        who = [(voice("base_side"), BASE), *((one, one) for one in found)]
+        if len(found) > 1:
+            who.append((voice("mixture"), MIXTURE))
+        first = [BASE, name, *[other for other in found if other != name]]
+        picked = [first[number] if number < len(first) else BASE for number in range(MOST_PANES)]
         return [
-            Pane(adapter=name, messages=[*self._system, *turns])
-            for name, turns in zip(names, self._turns, strict=True)
+            *(gr.Dropdown(choices=who, value=value) for value in picked),
+            *(gr.Dropdown(choices=found, value=[]) for _ in picked),
         ]
 
-    def follow(self, events: Iterator[dict[str, Any]], voice: Voice) -> Iterator[str]:
-        """Take in the engine's events; yield a note about twelve times a second."""
-        due = 0.0
-        for event in events:
-            if "stage" in event:
-                yield render.stage(event, voice)
-                continue
-            if "mode" in event:
-                self.note = self._mode_note(event, voice)
-            elif "done" in event:
-                self._ends[event["pane"]] = event
-            else:
-                self._answers[event["pane"]] += event["text"]
-            if time.monotonic() >= due:
-                due = time.monotonic() + YIELD_EVERY_S
-                yield self.note
-
-    def drop_empty(self) -> None:
-        """Take the question back if nothing was answered."""
-        if not any(self._answers):
-            self._turns = [turns[:-1] for turns in self._turns]
-
-    def shown(self, voice: Voice) -> tuple[Any, ...]:
-        """Return both chats, both rates and both histories."""
-        chats = [
-            [*turns, {"role": "assistant", "content": answer}] if answer else turns
-            for turns, answer in zip(self._turns, self._answers, strict=True)
+    def lay_out(self, count: Any, blind: Any) -> list[Any]:
+        """Show as many panes as are wanted; who answers is chosen above them, or hidden."""
+        panes = range(MOST_PANES)
+        return [
+            *(gr.Column(visible=number < pane_count(count)) for number in panes),
+            *(gr.Column(visible=not blind) for _ in self.panes.named),
         ]
-        rates = [self._rate(end, voice) for end in self._ends]
-        return (*chats, *rates, *chats)
 
-    def _rate(self, end: dict[str, Any] | None, voice: Voice) -> str:
-        if end is None:
-            return ""
-        return voice(
-            f"rate_{end['reason']}",
-            rate=f"{end['tokens_per_s']:.1f}",
-            tokens=end["tokens"],
-            time=numbers.duration(end["seconds"], voice.language),
-        )
+    def start_afresh(self, request: gr.Request, floor: Floor, blind: Any, *who: Any) -> list[Any]:
+        """Forget what was said, and what is being said."""
+        floor.take()
+        self.halt(request)
+        fresh = self._idle(Conversation(), Voice(request), note="")
+        return [*compare_panes.unasked(who, is_blind=bool(blind)), *fresh[MOST_PANES:]]
 
-    def _mode_note(self, event: dict[str, Any], voice: Voice) -> str:
-        if event["mode"] == "batched":
-            return ""
-        return render.note(
-            say(event["reason"], voice.language, name=event.get("adapter", "")), "warn"
-        )
+    def halt(self, request: gr.Request) -> None:
+        """Stop all answers at the next token."""
+        self.door.enter(request).answers.stop(asker(request, PLACE))
+
+    def answer(self, request: gr.Request, question: Any, *values: Any) -> Iterator[Any]:
+        """Stream everybody's answer to one question."""
+        yield from self._follow(request, values, asking(question), typed=str(question or ""))
+
+    def answer_again(self, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Answer the last question once more, as the controls are now."""
+        yield from self._follow(request, values, again)
+
+    def go_on(self, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Go on with the answers that were cut short."""
+        yield from self._follow(request, values, go_on)
+
+    def ask_instead(self, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Ask an edited question in place of an earlier one; what came after it is dropped."""
+        number = event.index // 2 if isinstance(event.index, int) else -1
+        yield from self._follow(request, values, asking(event.value, number))
+
+    # Beneath
+
+    def _follow(
+        self, request: gr.Request, values: Sequence[Any], wish: Wish, *, typed: str = ""
+    ) -> Iterator[Any]:
+        """Do what is wished and stream the answers; what fails is said, and nothing is lost.
+
+        A newer wish ends it: then it changes nothing any more.
+        """
+        floor, before, *controls = values
+        voice, studio = Voice(request), self.door.enter(request)
+        try:
+            asked = wish(before, Terms.read(studio, controls))
+        except StudioError as error:
+            yield self._said(before, voice, error.say(voice.language))
+            return
+        is_newest = floor.take()
+        self.halt(request)
+        busy = render.busy(voice("compare_loading"))
+        yield self._busy(asked.conversation, voice, note=busy, question="" if typed else None)
+        note = ""
+        try:
+            with closing(asked.streamed(studio, voice, asker(request, PLACE))) as notes:
+                for note in takewhile(lambda _: is_newest(), notes):
+                    yield self._streamed(asked.conversation, voice, note)
+        except StudioError as error:
+            note = render.problem(error, voice)
+        if is_newest():
+            yield self._ended(asked.conversation, before, voice, note=note, typed=typed)
+        else:
+            yield self._same  # what was yielded last is shown once more at the end
+
+    @property
+    def _same(self) -> list[Any]:
+        return [gr.skip()] * len(self.answered)
+
+    def _said(self, conversation: Conversation, voice: Voice, sentence: str) -> list[Any]:
+        """Change nothing but the note; an edit that is not followed is taken back."""
+        return self._streamed(conversation, voice, render.note(sentence, "warn"))
+
+    def _busy(
+        self, conversation: Conversation, voice: Voice, *, note: str, question: str | None
+    ) -> list[Any]:
+        off, on = gr.Button(interactive=False), gr.Button(interactive=True)
+        return self._all(conversation, voice, [off, on, off, off], note=note, question=question)
+
+    def _streamed(self, conversation: Conversation, voice: Voice, note: str) -> list[Any]:
+        """Change texts and note alone."""
+        texts, changed = compare_panes.shown(conversation, voice), self._same
+        changed[: len(texts)] = texts
+        changed[self.answered.index(self.note)] = note
+        return changed
+
+    def _ended(
+        self, conversation: Conversation, before: Conversation, voice: Voice, *, note: str,
+        typed: str,
+    ) -> list[Any]:  # fmt: skip
+        """Show what was said, or else the conversation as it was, and the question to be sent."""
+        if conversation.is_lost:
+            if conversation.is_held_back and not note:
+                note = render.note(voice("blind_stopped"), "warn")
+            before.refused = conversation
+            return self._idle(before, voice, note=note, question=typed or None)
+        conversation.end_as(before)
+        return self._idle(conversation, voice, note=note)
+
+    def _idle(
+        self, conversation: Conversation, voice: Voice, *, note: str, question: str | None = None
+    ) -> list[Any]:
+        buttons = [
+            gr.Button(interactive=True),
+            gr.Button(interactive=False),
+            gr.Button(interactive=conversation.questions > 0),
+            gr.Button(interactive=bool(conversation.cut_short())),
+        ]
+        return self._all(conversation, voice, buttons, note=note, question=question)
+
+    def _all(
+        self, conversation: Conversation, voice: Voice, buttons: list[gr.Button], *, note: str,
+        question: str | None,
+    ) -> list[Any]:  # fmt: skip
+        texts = compare_panes.shown(conversation, voice)
+        typed = gr.skip() if question is None else question
+        judge = self.judge.show(conversation, voice)
+        return [*texts, conversation, typed, *buttons, note, *[""] * MOST_PANES, *judge]
+
+
+def usable_beside(studio: Studio, name: str) -> list[str]:
+    """Return the names of adapters that can answer beside one: of its base, checkpoints too."""
+    named = studio.adapters.resolve(name)
+    of_run = [] if named.run is None else adapter_names(named.run)
+    found = [name, *of_run]
+    for entry in studio.library.entries():
+        if not entry.facts.has_adapter or entry.facts.labels:
+            continue
+        with suppress(StudioError):  # it was deleted a moment ago
+            if studio.adapters.resolve(entry.id).source == named.source:
+                found.append(entry.id)
+    return list(dict.fromkeys(found))
+
+
+def _button(name: str) -> gr.Button:
+    return gr.Button(
+        text(name), elem_id=name.replace("_", "-"), scale=0, min_width=110, interactive=False
+    )

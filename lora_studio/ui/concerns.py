@@ -26,10 +26,10 @@ def shown(studio: Studio, history: History, voice: Voice) -> dict[str, list[str]
 
 def _offered(studio: Studio, history: History) -> list[Remedy]:
     """Return what an ended run can be tried again with; nothing where its recipe is unreadable."""
-    if not history.is_over or studio.is_recorded(history.folder):
+    if not history.is_over or studio.runs.is_recorded(history.folder):
         return []
     try:
-        return studio.remedies(history.folder.id)
+        return studio.retrying.remedies(history.folder.id)
     except StudioError:
         return []
 
@@ -58,14 +58,14 @@ def retried(studio: Studio, event: Any) -> str | None:
     run, number = getattr(event, "run", None), getattr(event, "remedy", None)
     if not isinstance(run, str) or not isinstance(number, int):
         return None
-    remedies = studio.remedies(run)
+    remedies = studio.retrying.remedies(run)
     if not 0 <= number < len(remedies):
         raise RunError("run.no_remedy", run=run)
-    return studio.retry(run, remedies[number]["changes"])
+    return studio.retrying.retry(run, remedies[number]["changes"])
 
 
 def say_place(studio: Studio, run: str, voice: Voice) -> None:
     """Tell that a run has to wait for its turn, unless that has just come."""
-    waiting = studio.queue()
+    waiting = studio.line.waiting()
     if run in waiting:
         gr.Info(voice("queue_joined", run=run, place=waiting.index(run) + 1))

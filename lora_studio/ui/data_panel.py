@@ -212,7 +212,7 @@ class DataPanel:
         voice, key = Voice(request), key_of(recipe)
         yield self._says(preparing({"stage": "start"}, voice), is_busy=True)
         try:
-            for event in studio.preview(recipe, token=token or None):
+            for event in studio.data.preview(recipe, token=token or None):
                 if self._is_overtaken(request, key):
                     yield from self._once_more(request)
                     return
@@ -272,7 +272,7 @@ class DataPanel:
             wanted = max(page + step, 1) if step else 1
             try:
                 recipe = self.recipe(studio, source, names, values)
-                for event in studio.rows(
+                for event in studio.data.rows(
                     recipe, part=part, page=wanted, search=search, token=token or None
                 ):
                     if "result" in event:

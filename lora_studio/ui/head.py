@@ -65,7 +65,7 @@ def _glance(door: Door) -> Callable[..., dict[str, Any]]:
             "notify": voice("notify"),
             "notify_why": voice("notify_why"),
             "notify_refused": voice("notify_refused"),
-            **training(studio.active(), voice),
+            **training(studio.runs.active(), voice),
             "ended": ended(asked_for(door, query, request), voice),
         }
 

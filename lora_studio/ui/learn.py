@@ -63,7 +63,7 @@ class LearnPanel:
             yield render.note(voice("start_needs_model"), "warn"), gr.skip()
             return
         try:
-            for event in studio.nf4(str(source), token=token or None):
+            for event in studio.models.nf4(str(source), token=token or None):
                 if "result" in event:
                     yield "", chart_value(event["result"], voice)
                 else:

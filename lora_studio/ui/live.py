@@ -34,7 +34,7 @@ PHASES = ("train", "evaluate", "sample", "snapshot", "save")
 """Stages whose time is told apart; all before the first step are one."""
 WORDS = (
     "loss", "smoothed", "held_out", "learning_rate", "grad_norm", "step", "raw", "samples", "log",
-    "reconnecting", "before", "chart_loss", "chart_rate", "chart_sorting", "accuracy", "verdicts",
+    "reconnecting", "chart_loss", "chart_rate", "chart_sorting", "accuracy", "verdicts",
     "true_class", "predicted_class", "found_share",
     "best", "early", "retry", "warnings",
 )  # fmt: skip
@@ -84,7 +84,7 @@ def asked_for(door: Door, query: Any, request: gr.Request) -> History | None:
     if not isinstance(run, str) or not run:
         return None
     try:
-        return door.enter(request).history(run)
+        return door.enter(request).runs.history(run)
     except RunError:
         return None
 
@@ -123,8 +123,10 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
         ],
         "samples": [
             {name: entry[name] for name in ("step", "prompt", "answer")}
+            | {"when": _when(entry["step"], voice)}
             for entry in history.samples[start[2] :]
         ],
+        "when": _when(history.step, voice),
         "sorts": bool(history.plan.get("labels")),
         **milestones.marks(history),
         **state(history, voice),
@@ -134,6 +136,10 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
     if not any(start):
         answer["words"] = {word: voice(f"live_{word}") for word in WORDS}
     return answer
+
+
+def _when(step: int, voice: Voice) -> str:
+    return voice("live_at_step", step=step) if step else voice("live_before")
 
 
 def state(history: History, voice: Voice) -> dict[str, Any]:

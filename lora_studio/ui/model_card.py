@@ -120,7 +120,7 @@ def choice(source: str, studio: Studio) -> tuple[str, str, str | None]:
 def show(source: str, studio: Studio, voice: Voice) -> list[Any]:
     """Return the values of `ModelCard.shown` for a model; an unknown one is to be looked up."""
     kind, repo, folder = choice(source, studio)
-    info = studio.known_model(source)
+    info = studio.models.known(source)
     if info is None:
         waiting = render.busy(voice(f"model_{kind}_next"))
         return ["", kind, repo, folder, waiting, gr.Accordion(label=voice("card_model"), open=True)]

@@ -11,10 +11,11 @@ from lora_studio.ui.compare import CompareTab
 from lora_studio.ui.head import head
 from lora_studio.ui.language import text
 from lora_studio.ui.learn import LearnPanel
+from lora_studio.ui.library import LibraryTab, asked_for
 from lora_studio.ui.train import TrainTab
 from lora_studio.ui.visitors import Door
 
-TRAIN, COMPARE, LEARN = "train", "compare", "learn"
+TRAIN, COMPARE, LIBRARY, LEARN = "train", "compare", "library", "learn"
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -31,8 +32,11 @@ def build_page(studio: Studio) -> gr.Blocks:
                 train = TrainTab(door)
             with gr.Tab(text("tab_compare"), id=COMPARE, elem_id="tab-compare") as compare_tab:
                 compare = CompareTab(door)
+            with gr.Tab(text("tab_library"), id=LIBRARY, elem_id="tab-library"):
+                library = LibraryTab(door)
             with gr.Tab(text("tab_learn"), id=LEARN, elem_id="tab-learn") as learn_tab:
                 learn = LearnPanel(door)
+        library.wire(train.model.token)
         learn.wire(train.model.source, train.model.token)
         learn_tab.select(train.picture, train.inputs, learn.picture, show_progress="hidden")
         page.load(
@@ -49,6 +53,15 @@ def build_page(studio: Studio) -> gr.Blocks:
         train.panel.compare.click(
             lead, train.panel.run, [tabs, compare.run], show_progress="hidden"
         )
+
+        def lead_from_library(event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
+            return gr.Tabs(selected=COMPARE), compare.choices(request, asked_for(event))
+
+        def reuse(event: gr.EventData, request: gr.Request) -> list[Any]:
+            return [gr.Tabs(selected=TRAIN), *train.reuse(asked_for(event), request)]
+
+        library.sheet.submit(lead_from_library, None, [tabs, compare.run], show_progress="hidden")
+        library.sheet.retry(reuse, None, [tabs, *train.shown], show_progress="hidden")
     return page
 
 

@@ -52,8 +52,8 @@ def _move(door: Door) -> Callable[..., Answer]:
         place = to if isinstance(to, int) else 0
 
         def change(studio: Studio, run: str, voice: Voice) -> str:
-            studio.reorder(run, to=place)
-            order = studio.queue()
+            studio.line.reorder(run, to=place)
+            order = studio.line.waiting()
             return voice("queue_moved", run=run, place=order.index(run) + 1) if run in order else ""
 
         return _changed(door, query, request, change)
@@ -63,7 +63,7 @@ def _move(door: Door) -> Callable[..., Answer]:
 
 def _leave(door: Door) -> Callable[..., Answer]:
     def change(studio: Studio, run: str, voice: Voice) -> str:
-        studio.unqueue(run)
+        studio.line.remove(run)
         return voice("queue_left", run=run)
 
     def leave(query: Any, request: gr.Request) -> Answer:
@@ -84,10 +84,10 @@ def _changed(door: Door, query: Any, request: gr.Request, change: Change) -> Ans
 
 def standing(studio: Studio, voice: Voice) -> Answer:
     """Return who waits, the next first, and what the list says of it."""
-    waiting = studio.queue()
+    waiting = studio.line.waiting()
     return {
-        "rows": [{"run": run, "about": _about(studio.history(run).folder)} for run in waiting],
-        "busy": studio.would_wait(),
+        "rows": [{"run": run, "about": _about(studio.runs.history(run).folder)} for run in waiting],
+        "busy": studio.line.would_wait(),
         "title": voice("queue_title", count=len(waiting)),
         "why": voice("queue_why"),
         "words": {act: voice(f"queue_{act}") for act in ("up", "down", "leave")},

@@ -76,7 +76,7 @@ class RecipePanel:
             interactive=False, visible=False, max_lines=18, wrap_lines=True, show_label=False,
             show_line_numbers=False, buttons=["copy"], elem_id="recipes-code",
         )  # fmt: skip
-        self.file = gr.DownloadButton("", visible="hidden", elem_id="recipes-file")
+        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="recipes-file")
 
     def _lay_out_diff(self) -> None:
         with gr.Row(elem_classes="ls-line"):
@@ -187,7 +187,7 @@ class RecipePanel:
         """Show the settings as a Python script."""
         voice, studio = Voice(request), self.door.enter(request)
         try:
-            script = studio.script(self._recipe_of(request, *values), voice.language)
+            script = studio.scripts.text(self._recipe_of(request, *values), voice.language)
         except StudioError as error:
             return gr.Code(visible=False), render.problem(error, voice)
         return gr.Code(script, language="python", visible=True), ""
@@ -211,7 +211,9 @@ class RecipePanel:
         place = fresh_folder()
         try:
             recipe = self._recipe_of(request, *values)
-            written = studio.export(recipe, place / "script", voice.language, token=token or None)
+            written = studio.scripts.write(
+                recipe, place / "script", voice.language, token=token or None
+            )
             for event in written:
                 if "result" not in event:
                     yield gr.skip(), render.stage(event, voice)
@@ -245,7 +247,7 @@ class RecipePanel:
         if name.startswith(SAVED):
             return studio.recipes.load(name.removeprefix(SAVED))
         if name.startswith(RUN):
-            return studio.history(name.removeprefix(RUN)).folder.read_recipe()
+            return studio.runs.history(name.removeprefix(RUN)).folder.read_recipe()
         raise RecipeError.of([StudioError("recipes.none_chosen")])
 
     def _lists(self, voice: Voice, studio: Studio, saved: Any, other: Any) -> list[Any]:
@@ -254,7 +256,7 @@ class RecipePanel:
         others = [(recipe.name, f"{SAVED}{recipe.name}") for recipe in kept if recipe.recipe]
         others += [
             (voice("recipes_run", run=folder.id), f"{RUN}{folder.id}")
-            for folder in studio.folders()
+            for folder in studio.runs.folders()
         ]
         known = [value for _, value in others]
         return [

@@ -36,6 +36,13 @@ def stage(event: Mapping[str, Any], voice: Voice) -> str:
     return busy(stage_sentence(event, voice), done / total if total else None)
 
 
+def waiting(event: Mapping[str, Any], voice: Voice) -> str:
+    """Return what is waited for: a stage, or those who are before (`{"place"}`)."""
+    if "place" in event:
+        return busy(voice("compare_place", before=event["place"]))
+    return stage(event, voice)
+
+
 def stage_sentence(event: Mapping[str, Any], voice: Voice) -> str:
     """Return what is being prepared, with how far it is where that is known."""
     stage = f"stage_{event.get('stage', 'start')}"

@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.cases.training import PATIENCE_S
 from lora_studio.errors import RunError, StudioError
 from lora_studio.runs.history import History
-from lora_studio.studio import PATIENCE_S, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui import concerns
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.live import live_view
@@ -39,7 +40,7 @@ class RunPanel:
             self.compare = _button("compare_now", "primary")
             self.download = _button("download")
             self.reuse = _button("reuse")
-        self.file = gr.DownloadButton("", visible="hidden", elem_id="download-file")
+        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="download-file")
         self.queue = queue_view(door)
         self.live = live_view(door)
         with gr.Accordion(
@@ -111,7 +112,7 @@ class RunPanel:
     def follow(self, run: Any, request: gr.Request) -> tuple[Any, Any]:
         """Show what trains now, whoever started it, unless the run that is shown goes on."""
         studio = self.door.enter(request)
-        active, shown = studio.active(), _known(studio, run)
+        active, shown = studio.runs.active(), _known(studio, run)
         if active is None or (shown is not None and not shown.is_over):
             return gr.skip(), gr.skip()
         return gr.Row(visible=True), run_choices(studio, active.folder.id)
@@ -119,7 +120,7 @@ class RunPanel:
     def show_recipe(self, run: Any, request: gr.Request) -> tuple[Any, str]:
         """Show the settings a run was started with, as its recipe file."""
         try:
-            history = self.door.enter(request).history(str(run)) if run else None
+            history = self.door.enter(request).runs.history(str(run)) if run else None
             recipe = history.folder.read_recipe().to_yaml() if history else ""
         except StudioError:
             recipe = ""
@@ -127,27 +128,27 @@ class RunPanel:
 
     def stop_keeping(self, run: Any, request: gr.Request) -> None:
         """Stop at the next step and keep what was learned."""
-        self._act(lambda studio: studio.stop(str(run), keep=True), request)
+        self._act(lambda studio: studio.training.stop(str(run), keep=True), request)
         self._say_when(run, request)
 
     def stop_pausing(self, run: Any, request: gr.Request) -> None:
         """Stop at the next step, to go on from there later."""
-        self._act(lambda studio: studio.pause(str(run)), request)
+        self._act(lambda studio: studio.training.pause(str(run)), request)
         self._say_when(run, request)
 
     def stop_discarding(self, run: Any, request: gr.Request) -> None:
         """End the run now."""
-        self._act(lambda studio: studio.stop(str(run), keep=False), request)
+        self._act(lambda studio: studio.training.stop(str(run), keep=False), request)
 
     def leave_queue(self, run: Any, request: gr.Request) -> None:
         """Take the run out of the queue."""
-        self._act(lambda studio: studio.unqueue(str(run)), request)
+        self._act(lambda studio: studio.line.remove(str(run)), request)
 
     def go_on(self, run: Any, token: Any, request: gr.Request) -> None:
         """Let a run that was broken off go on from its last checkpoint, or line it up."""
-        self._act(lambda studio: studio.resume(str(run), token=token or None), request)
+        self._act(lambda studio: studio.training.resume(str(run), token=token or None), request)
         studio, voice = self.door.enter(request), Voice(request)
-        if str(run) in studio.queue():
+        if str(run) in studio.line.waiting():
             concerns.say_place(studio, str(run), voice)
         else:
             gr.Info(voice("resume_asked"))
@@ -161,7 +162,7 @@ class RunPanel:
             raise toast(error, request) from error
         if run is None:
             return gr.skip()
-        if run in studio.queue():
+        if run in studio.line.waiting():
             concerns.say_place(studio, run, Voice(request))
             return gr.skip()
         return run_choices(studio, run)
@@ -174,13 +175,13 @@ class RunPanel:
 
     def _say_when(self, run: Any, request: gr.Request) -> None:
         """Tell who asked to stop that the step under way is still made, and what else they can."""
-        if not self.door.enter(request).history(str(run)).is_over:
+        if not self.door.enter(request).runs.history(str(run)).is_over:
             gr.Info(Voice(request)("stop_asked", seconds=int(PATIENCE_S)))
 
     def pack(self, run: Any, request: gr.Request) -> str:
         """Zip the run's adapter for download."""
         try:
-            return str(self.door.enter(request).archive(str(run), fresh_folder()))
+            return str(self.door.enter(request).adapters.archive(str(run), fresh_folder()))
         except StudioError as error:
             raise toast(error, request) from error
 
@@ -188,14 +189,14 @@ class RunPanel:
 def _known(studio: Studio, run: Any) -> History | None:
     """Return what a run has been through; None for none, and for one that is gone."""
     try:
-        return studio.history(str(run)) if run else None
+        return studio.runs.history(str(run)) if run else None
     except RunError:
         return None
 
 
 def run_choices(studio: Studio, chosen: str | None) -> Any:
     """Return the run list, one of them chosen."""
-    return gr.Dropdown(choices=[folder.id for folder in studio.folders()], value=chosen)
+    return gr.Dropdown(choices=[folder.id for folder in studio.runs.folders()], value=chosen)
 
 
 def _asking(*, sure: bool) -> tuple[gr.Button, ...]:

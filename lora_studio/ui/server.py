@@ -13,9 +13,10 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from lora_studio.cases.machine import Machine
 from lora_studio.errors import RunError
 from lora_studio.settings import Settings
-from lora_studio.studio import Machine, Studio
+from lora_studio.studio import Studio
 from lora_studio.ui.language import translations
 from lora_studio.ui.page import build_page
 from lora_studio.ui.protection import Protection
@@ -23,6 +24,8 @@ from lora_studio.wording import ASSETS
 
 log = logging.getLogger(__name__)
 
+LOOK_FOR_CLICK_S, LOOK_FOR_PROGRESS_S = 0.02, 0.1
+"""Too short to be felt."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,8 +43,13 @@ def serve(settings: Settings, *, block: bool = True) -> gr.Blocks:
     if settings.host not in LOOPBACK and not is_space and settings.auth is None:
         raise RunError("run.needs_password", host=settings.host)
     studio = Studio(settings, Machine.open(settings, isolated=True))
+    studio.shipping.sweep()
     page = build_page(studio)
     page.queue(default_concurrency_limit=8)
+    # Gradio looks for a click a thousand times a second and for progress a hundred times, 7 % of a
+    # core while nobody is there. It has no setting for that (queueing.py, 6.31).
+    page._queue.sleep_when_free = LOOK_FOR_CLICK_S  # noqa: SLF001
+    page._queue.progress_update_sleep_when_free = LOOK_FOR_PROGRESS_S  # noqa: SLF001
     try:
         page.launch(
             server_name=settings.host,
@@ -63,9 +71,9 @@ def serve(settings: Settings, *, block: bool = True) -> gr.Blocks:
             _frontend=False,
         )
         log.info("LoRA Studio is at %s", page.local_url)
-        studio.keep_dispatching()
+        studio.line.keep_dispatching()
         if is_space:
-            threading.Thread(target=studio.fetch_starter, daemon=True).start()
+            threading.Thread(target=studio.models.fetch_starter, daemon=True).start()
         if block:
             page.block_thread()
     finally:

@@ -79,7 +79,7 @@ def build(door: Door, form: Form) -> SumCard:
                 text("recipe_load"), file_types=[".yaml", ".yml"], size="sm",
                 elem_id="recipe-load", min_width=80,
             )  # fmt: skip
-        file = gr.DownloadButton("", visible="hidden", elem_id="recipe-file")
+        file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="recipe-file")
         recipes = RecipePanel(door)
     return SumCard(total, prediction, start, said, save, load, file, recipes)
 

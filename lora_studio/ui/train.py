@@ -62,7 +62,7 @@ class TrainTab:
                 self.model = model_card.build(studio)
                 self.text = DataPanel(door, self.form, self.model)
                 self.adapter = adapter_card.build(
-                    self.form, studio.hardware, studio.known_model(STARTER)
+                    self.form, studio.hardware, studio.models.known(STARTER)
                 )
                 self.training = training_card.build_training(self.form)
                 with self.training.card:
@@ -165,7 +165,7 @@ class TrainTab:
 
     def _wire_recipes(self) -> None:
         card = self.sum
-        shown = self._shown_components()
+        self.shown = shown = self._shown_components()
         card.save.click(self.write_recipe, self.inputs, card.file).then(
             None, js="() => document.querySelector('#recipe-file').click()"
         )
@@ -208,7 +208,7 @@ class TrainTab:
             return
         try:
             source = model_card.source_of(kind, repo, folder, studio)
-            for event in studio.inspect(source, token=token or None):
+            for event in studio.models.inspect(source, token=token or None):
                 if "result" not in event:
                     yield [gr.skip(), render.stage(event, voice), gr.skip(), *rest]
                     continue
@@ -248,9 +248,9 @@ class TrainTab:
         draft = Draft(
             recipe=recipe, names=names or (), goal=goals.goal_of(goal), mode=goals.mode_of(mode)
         )
-        outlook = studio.outlook(recipe, found)
+        outlook = studio.planning.outlook(recipe, found)
         if found:
-            studio.make_ready(recipe)
+            studio.training.make_ready(recipe)
         recommended = goals.recommendation(goal, found, outlook.info, studio.hardware)
         return [
             *sum_card.shown(outlook, recipe, found, studio.hardware.device, voice),
@@ -282,7 +282,9 @@ class TrainTab:
         """See how fast this device is, once, so that times can be told."""
         rate: Any = gr.skip()
         try:
-            for event in self.door.enter(request).calibrate(self._recipe(request, *values)):
+            for event in self.door.enter(request).planning.calibrate(
+                self._recipe(request, *values)
+            ):
                 rate = event.get("result", rate)
         except StudioError:
             pass  # times stay unknown until a run has measured them
@@ -292,11 +294,11 @@ class TrainTab:
         """Start the run and show it; where the device is busy, line it up and say so."""
         voice, studio = Voice(request), self.door.enter(request)
         try:
-            run = studio.submit(self._recipe(request, *values), token=token or None)
+            run = studio.training.submit(self._recipe(request, *values), token=token or None)
         except StudioError as error:
             gr.Warning(escape(error.say(voice.language)))
             return gr.skip(), gr.skip(), render.problem(error, voice)
-        order, active = studio.queue(), studio.active()
+        order, active = studio.line.waiting(), studio.runs.active()
         if run not in order:
             return gr.Row(visible=True), run_choices(studio, run), gr.skip()
         said = voice("queue_joined", run=run, place=order.index(run) + 1)
@@ -305,7 +307,7 @@ class TrainTab:
 
     def name_start(self, request: gr.Request) -> Any:
         """Say on the start button what a click does now: start, or line up."""
-        waits = self.door.enter(request).would_wait()
+        waits = self.door.enter(request).line.would_wait()
         return gr.Button(Voice(request)("start_queue" if waits else "start"))
 
     def picture(self, request: gr.Request, *values: Any) -> Any:
@@ -338,7 +340,7 @@ class TrainTab:
     def reuse(self, run: Any, request: gr.Request) -> list[Any]:
         """Show the settings of a run, to change one and train again."""
         try:
-            recipe = self.door.enter(request).history(str(run)).folder.read_recipe()
+            recipe = self.door.enter(request).runs.history(str(run)).folder.read_recipe()
         except StudioError as error:
             raise toast(error, request) from error
         return self._shown(recipe, request)
@@ -348,8 +350,8 @@ class TrainTab:
         voice, studio = Voice(request), self.door.enter(request)
         draft = Draft.read(kept)
         files = lend(Shelf.of(studio.settings).paths(draft.names))
-        active = studio.active()
-        folders = studio.folders()
+        active = studio.runs.active()
+        folders = studio.runs.folders()
         latest = active.folder if active else folders[0] if folders else None
         return [
             gr.Row(visible=latest is not None),
@@ -379,7 +381,7 @@ class TrainTab:
         return self.text.recipe(self.door.enter(request), source, names, settings)
 
     def _model_of(self, request: gr.Request, source: Any) -> ModelInfo | None:
-        return self.door.enter(request).known_model(str(source or ""))
+        return self.door.enter(request).models.known(str(source or ""))
 
     def _recommended(
         self, request: gr.Request, mode: Any, values: Any, event: gr.EventData | None = None
@@ -416,7 +418,7 @@ class TrainTab:
         ]
 
     def _values(self, studio: Studio, recipe: Recipe) -> list[Any]:
-        info = studio.known_model(recipe.model.source) or studio.known_model(STARTER)
+        info = studio.models.known(recipe.model.source) or studio.models.known(STARTER)
         if info is None:
             return self.form.values(recipe, ())
         return self.form.values(recipe, info.target_names, layer_choice.whole_choices(info))

@@ -92,14 +92,7 @@ def build_training(form: Form) -> TrainingCard:
                 _number(form, "seed", 42, "seed", precision=0)
             _checkpoints(form, default)
             _speed(form, default)
-            form.add(
-                "training.auto_find_batch_size",
-                gr.Checkbox(
-                    default.auto_find_batch_size, label=text("auto_find_batch_size"),
-                    info=hint("training.auto_find_batch_size"),
-                    elem_id="auto-find-batch-size",
-                ),
-            )  # fmt: skip
+            _switch(form, "training.auto_find_batch_size", value=default.auto_find_batch_size)
             form.add(
                 "training.report_to",
                 gr.CheckboxGroup(
@@ -115,13 +108,12 @@ def _checkpoints(form: Form, default: TrainingSpec) -> None:
     with gr.Row():
         for name in ("save_steps", "save_total_limit", "early_stopping_patience"):
             _number(form, f"training.{name}", getattr(default, name), name, precision=0)
-    form.add(
+    _switch(
+        form,
         "training.load_best_model_at_end",
-        gr.Checkbox(
-            default.load_best_model_at_end, label=text("load_best_model_at_end"),
-            info=hint("training.load_best_model_at_end"), elem_id="load-best",
-        ),
-    )  # fmt: skip
+        value=default.load_best_model_at_end,
+        elem_id="load-best",
+    )
 
 
 def _speed(form: Form, default: TrainingSpec) -> None:
@@ -135,13 +127,7 @@ def _speed(form: Form, default: TrainingSpec) -> None:
                 info=hint("training.train_sampling_strategy"), elem_id="train-sampling-strategy",
             ),
         )  # fmt: skip
-        form.add(
-            "training.torch_compile",
-            gr.Checkbox(
-                default.torch_compile, label=text("torch_compile"),
-                info=hint("training.torch_compile"), elem_id="torch-compile",
-            ),
-        )  # fmt: skip
+        _switch(form, "training.torch_compile", value=default.torch_compile)
 
 
 def build_prompts(form: Form) -> None:
@@ -178,5 +164,16 @@ def _slider(form: Form, path: str, value: int, high: int) -> None:
         slider(
             bounds(path)["minimum"], high, value=value, step=1, label=text(name), info=hint(path),
             elem_id=name.replace("_", "-"),
+        ),
+    )  # fmt: skip
+
+
+def _switch(form: Form, path: str, *, value: bool, elem_id: str = "") -> None:
+    name = path.rpartition(".")[2]
+    form.add(
+        path,
+        gr.Checkbox(
+            value, label=text(name), info=hint(path),
+            elem_id=elem_id or name.replace("_", "-"),
         ),
     )  # fmt: skip

@@ -25,6 +25,11 @@ def is_visitor(name: str | None) -> bool:
     return bool(name and _ID.fullmatch(name))
 
 
+def asker(request: gr.Request, place: str) -> str:
+    """Return who asks, for `Answers.stop`: a tab of a browser, and a place in it."""
+    return f"{request.session_hash}/{place}"
+
+
 class Door:
     """Opens the right studio for each request.
 

@@ -1,0 +1,72 @@
+"""The weights' file of an adapter folder, read without running anything that it holds."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lora_studio.adapters.configuration import WEIGHTS
+from lora_studio.errors import AdapterError
+
+LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude")
+PICKLE = b"\x80"
+"""First byte of a pickle; torch puts newer ones into a zip."""
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return what the weights' file of an adapter folder holds, by its names, on the CPU.
+
+    Raises:
+        AdapterError: If there is none, it is damaged, or a number in it is none.
+    """
+    with opened(folder) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    for key, tensor in tensors.items():
+        # Of 8 bit torch does not know what is finite.
+        numbers = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        # What is no number is both the least and the most, and looking for these copies nothing.
+        if numbers.numel() and not all(extreme.isfinite() for extreme in numbers.aminmax()):
+            raise AdapterError("adapters.not_finite", folder=str(folder), name=base_name(key))
+    return tensors
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Any]:
+    """Open the weights' file of an adapter folder; what is wrong with it becomes AdapterError."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise AdapterError("adapters.incomplete", folder=str(folder), missing=WEIGHTS)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise AdapterError("adapters.pickled", file=str(path)) from error
+        raise AdapterError("adapters.unreadable", file=str(path), cause=str(error)) from error
+
+
+def _is_pickle(file: Path) -> bool:
+    if zipfile.is_zipfile(file):
+        return True
+    with file.open("rb") as content:
+        return content.read(1) == PICKLE
+
+
+def base_name(key: str) -> str:
+    """Return the name, in the base model, of what a tensor of an adapter file belongs to.
+
+    >>> base_name("base_model.model.lm_head.base_layer.bias")
+    'lm_head.bias'
+    """
+    return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def is_lora(key: str) -> bool:
+    """Return whether a tensor of an adapter file is one of LoRA's own."""
+    return any(mark in key for mark in LORA_MARKS)

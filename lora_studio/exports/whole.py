@@ -1,0 +1,145 @@
+"""An export is there whole or not at all: written aside, renamed, removed on any failure.
+
+.NAME.lock              there while NAME is being exported, and locked
+.NAME.exporting-XXXX/   what is being written, and the earlier export while the two change places
+
+What a process that was killed left is known by its lock, which is free.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+from filelock import FileLock, Timeout
+
+from lora_studio.errors import StudioError
+
+GB = 1e9
+SPARE_BYTES = 200_000_000
+"""What is left free on a disk beside an export."""
+EXPORTING = "exporting-"
+ASIDE = re.compile(rf"\.(.+)\.{EXPORTING}[^.]+")
+EARLIER = ".earlier"
+
+
+@contextmanager
+def written_whole(target: Path, *, needed: int, replaces: bool = False) -> Iterator[Path]:
+    """Give a path for a folder or a file, which becomes `target` when the block ends well.
+
+    Args:
+        target: The export.
+        needed: Bytes that will be written; more than are free is refused before anything is.
+        replaces: Whether an earlier export of that name goes when this one is whole.
+
+    Raises:
+        StudioError: If it is being exported already, there is something, the disk is too small,
+            or it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            _clear(target)
+            if target.exists() and not replaces:
+                raise StudioError("shipping.exists", path=str(target))
+            require_space(target.parent, needed)
+            aside = Path(mkdtemp(prefix=f".{target.name}.{EXPORTING}", dir=target.parent))
+            try:
+                yield aside / target.name
+                _put(aside, target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise unwritten(error, target) from error
+
+
+def clear(target: Path) -> None:
+    """Remove what an export that was killed has left beside its target."""
+    with suppress(OSError, StudioError), _alone(target):
+        _clear(target)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what exports that were killed have left in a folder; those going on stay."""
+    found = [ASIDE.fullmatch(one.name) for one in folder.iterdir()] if folder.is_dir() else []
+    for name in {one[1] for one in found if one}:
+        clear(folder / name)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse what does not fit on the disk of a folder.
+
+    Raises:
+        StudioError: With what it takes and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise StudioError(
+            "shipping.no_space", needed=f"{needed / GB:.1f}", free=f"{free / GB:.1f}",
+            folder=str(folder),
+        )  # fmt: skip
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file or a folder's, also of one that somebody is still writing."""
+    total = 0
+    for file in (path, *path.rglob("*")):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def unwritten(error: OSError, target: Path) -> StudioError:
+    """Return the sentence for what a disk said while an export was written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StudioError("shipping.disk_full", path=str(target))
+    reason = error.strerror or type(error).__name__
+    return StudioError("shipping.not_written", path=str(target), reason=reason)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keep a target to oneself.
+
+    Raises:
+        StudioError: If another export has it.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StudioError("shipping.being_exported", path=str(target)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # who has opened it meanwhile sees that it is gone
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _clear(target: Path) -> None:
+    """Remove what was left beside a target that nobody else has; a target moved aside comes back.
+
+    A process may have been killed between the two renames of `_put`.
+    """
+    for aside in target.parent.iterdir():
+        match = ASIDE.fullmatch(aside.name)
+        if match is None or match[1] != target.name:
+            continue
+        if (aside / EARLIER).exists() and not target.exists():
+            (aside / EARLIER).rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, target: Path) -> None:
+    """Put what was written in the place of an earlier export, which stays until then."""
+    if target.exists():
+        target.rename(aside / EARLIER)
+    (aside / target.name).rename(target)

@@ -1,0 +1,1 @@
+"""Which of several answers is better: votes, blind panes, win rates, whole lists of prompts."""

@@ -1,0 +1,1 @@
+"""What was made and what came from elsewhere, kept: names, one table, notes, trash, disk use."""

@@ -1,0 +1,73 @@
+"""How much room what is kept takes, and how much is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from lora_studio.library.names import run_folders
+from lora_studio.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskUse:
+    """Bytes by what they are for, largest first, and what is free beside them."""
+
+    parts: tuple[tuple[str, int], ...]
+    """`adapters`, `checkpoints`, `runs` (the rest of them), `uploads`, `exports`, `prepared`,
+    `models`, `trash`, each with its bytes; what is empty is left out."""
+    free: int
+    """Bytes that are left on the disk of the home folder."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(size for _, size in self.parts)
+
+
+def disk_use(settings: Settings) -> DiskUse:
+    """Add up what one person's studio keeps; the models' part is everybody's on this machine.
+
+    A visitor of a Space is told of their own things alone.
+    """
+    runs = run_folders(settings)
+    own = [run for run in runs if run.path.parent == settings.runs]
+    checkpoints = sum(folder_bytes(run.checkpoints) for run in own)
+    adapters = sum(folder_bytes(run.adapter) for run in own)
+    parts = {
+        "adapters": adapters + folder_bytes(settings.adapters),
+        "checkpoints": checkpoints,
+        "runs": folder_bytes(settings.runs) - checkpoints - adapters,
+        "uploads": folder_bytes(settings.uploads),
+        "exports": folder_bytes(settings.exports),
+        "trash": folder_bytes(settings.trash),
+    }
+    if settings.visitor is None:
+        parts["prepared"] = folder_bytes(settings.prepared)
+        hub = Path(constants.HF_HUB_CACHE)
+        parts["models"] = folder_bytes(settings.models) + folder_bytes(hub)
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return DiskUse(
+        parts=tuple((name, size) for name, size in ordered if size),
+        free=shutil.disk_usage(settings.home).free,
+    )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; links are not followed, 0 if it is gone."""
+    total, left = 0, [str(folder)]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # deleted meanwhile, or not ours to read
+    return total
