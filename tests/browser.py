@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,6 +23,8 @@ from lora_studio.runs import process
 from lora_studio.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+Visit = Callable[..., Page]
+"""What the fixture `visit` is: takes an app, returns its page."""
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -72,12 +75,22 @@ class App:
         (self.home / "models").mkdir(parents=True)
         (self._tell / "sitecustomize.py").write_text(TELLER)
 
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> App:
+    def add_model(self, folder: Path) -> str:
+        """Put a copy of a model among the app's own, as “tiny”; return where it lies."""
+        return str(shutil.copytree(folder, self.home / "models" / "tiny"))
+
+    def start(self) -> Self:
         """Start it and wait for its page."""
         clean = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         environ = {

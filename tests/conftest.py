@@ -7,11 +7,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lora_studio.runs import process
 from lora_studio.settings import Settings
+
+if TYPE_CHECKING:
+    from browser import App, Visit, Witness
+    from playwright.sync_api import Browser, Page
 
 LONG_FILES = (
     "test_page.py",
@@ -184,6 +189,52 @@ def starter_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         home = tmp_path_factory.mktemp("starter-home")
     starter.ensure(Settings(home=home, offline=True))
     return home
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The browser of a module's pages."""
+    from browser import chromium
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, chromium(playwright) as opened:
+        yield opened
+
+
+@pytest.fixture
+def witness() -> Witness:
+    from browser import Witness
+
+    return Witness()
+
+
+@pytest.fixture
+def visit(browser: Browser, witness: Witness) -> Iterator[Visit]:
+    """Open an app's page; afterwards, say that it neither complained nor talked to strangers.
+
+    A page opened beside another shares its cookies.
+    """
+    from person import settle
+
+    contexts = []
+
+    def visit(
+        app: App, *, locale: str = "en-US", width: int = 1360, beside: Page | None = None
+    ) -> Page:
+        if beside is None:
+            shape = {"width": width, "height": 1400}
+            contexts.append(browser.new_context(viewport=shape, locale=locale))
+        page = (beside.context if beside else contexts[-1]).new_page()
+        page.set_default_timeout(60_000)
+        witness.watch(page)
+        page.goto(app.url)
+        settle(page)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert (witness.complaints, witness.strangers) == ([], [])
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -55,6 +56,16 @@ def write_run(
     write_adapter(run.adapter)
     # Its worker is gone.
     run.process.write_text(json.dumps({"pid": 2**22 + 1, "started": 0}))
+    return run
+
+
+def write_answering(
+    settings: Settings, name: str, base: str, *changes: str, r: int = 4, **about: Any
+) -> RunFolder:
+    """A run whose adapter answers otherwise than its base; what else is said of it, `write_run`."""
+    run = write_run(settings, name, f"adapter.r={r}", f"model.source={base}", *changes, **about)
+    shutil.rmtree(run.adapter)
+    save(base, run.adapter, r=r)
     return run
 
 

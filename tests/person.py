@@ -29,6 +29,14 @@ def unfold(page: Page, card: str) -> None:
         button.click()
 
 
+def open_shipping(page: Page, name: str) -> Page:
+    """Open an adapter of the library, and its ways to elsewhere."""
+    page.click("#tab-library-button")
+    page.locator(f'#library tr[data-id="{name}"] [data-act=open]').click()
+    unfold(page, "ship")
+    return page
+
+
 def choose_tiny(page: Page, language: str = "en") -> None:
     unfold(page, "card-model")
     page.get_by_label(say("page.model_folder", language), exact=True).first.check()

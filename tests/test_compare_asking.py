@@ -271,7 +271,7 @@ def open_tab(
     compare: CompareTab, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Tab, FakeStudio]]:
     """Open a tab whose every event is shown at once."""
-    monkeypatch.setattr("lora_studio.ui.asking.YIELD_EVERY_S", 0)
+    monkeypatch.setattr("lora_studio.ui.asking.PANE_EVERY_S", 0)
 
     def build(*events: dict[str, Any] | StudioError, blind: bool = False) -> tuple[Tab, FakeStudio]:
         studio = FakeStudio(*events)

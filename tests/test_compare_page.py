@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import App, Witness, chromium
-from kept import save, write_run
-from person import put, settle, unfold
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from browser import App, Visit
+from kept import write_answering
+from person import SLOW_MS, put, settle, unfold
+from playwright.sync_api import Locator, Page, expect
 
 from lora_studio.chat.request import Sampling
 from lora_studio.judging.batch import Answer, Asked, Batch
@@ -27,30 +26,19 @@ pytestmark = [
     pytest.mark.ui,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
 ]
-SLOW_MS = 120_000
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, chromium(playwright) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
 def app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app with a tiny Llama and two runs whose adapters do something."""
     app = App(tmp_path_factory.mktemp("compare-app"))
-    base = str(shutil.copytree(tiny_llama, app.home / "models" / "tiny"))
+    base = app.add_model(tiny_llama)
     settings = Settings(home=app.home, offline=True)
     for name, rank in (("poems", 4), ("sea", 8)):
-        run = write_run(settings, name, f"adapter.r={rank}", f"model.source={base}")
-        shutil.rmtree(run.adapter)
-        save(base, run.adapter, r=rank)
-    try:
-        yield app.start()
-    finally:
-        app.end()
+        write_answering(settings, name, base, r=rank)
+    with app:
+        yield app
 
 
 @pytest.fixture
@@ -61,19 +49,11 @@ def votes(app: App) -> Iterator[VoteStore]:
 
 
 @pytest.fixture
-def open_compare(browser: Browser, app: App) -> Iterator[Open]:
-    """Open the tab with short answers; afterwards, say that it neither complained nor strayed."""
-    witness, contexts = Witness(), []
+def open_compare(visit: Visit, app: App) -> Open:
+    """Open the tab with short answers."""
 
-    def visit(locale: str = "en-US") -> Page:
-        contexts.append(
-            browser.new_context(viewport={"width": 1360, "height": 1400}, locale=locale)
-        )
-        page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
-        witness.watch(page)
-        page.goto(app.url)
-        settle(page)
+    def opened(locale: str = "en-US") -> Page:
+        page = visit(app, locale=locale)
         page.click("#tab-compare-button")
         expect(page.locator("#compare-run input")).to_have_value("sea-1")
         expect(page.locator("#pane-1-who input")).to_have_value("sea-1")
@@ -81,11 +61,7 @@ def open_compare(browser: Browser, app: App) -> Iterator[Open]:
         put(page, "max-new-tokens", 8)
         return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert witness.complaints == []
-    assert witness.strangers == []
+    return opened
 
 
 def panes(page: Page, count: int) -> None:

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import App, Witness, chromium
-from kept import save, write_run
-from person import settle, unfold
-from playwright.sync_api import Page, expect, sync_playwright
+from browser import App, Visit
+from kept import write_answering
+from person import SLOW_MS, open_shipping
+from playwright.sync_api import Page, expect
 
 from lora_studio.settings import Settings
 from lora_studio.wording import say
 
 pytestmark = pytest.mark.ui
-SLOW_MS = 120_000
 
 
 @pytest.fixture(scope="module")
 def app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app with a tiny Llama, an adapter of it, and what a killed export left."""
     app = App(tmp_path_factory.mktemp("export-app"))
-    base = str(shutil.copytree(tiny_llama, app.home / "models" / "tiny"))
-    run = write_run(Settings(home=app.home, offline=True), "sea", f"model.source={base}")
-    shutil.rmtree(run.adapter)
-    save(base, run.adapter)
+    base = app.add_model(tiny_llama)
+    write_answering(Settings(home=app.home, offline=True), "sea", base)
     (app.home / "exports" / ".sea-1-gguf.exporting-x" / "half").mkdir(parents=True)
-    try:
-        yield app.start()
-    finally:
-        app.end()
+    with app:
+        yield app
 
 
 @pytest.fixture
-def page(app: App) -> Iterator[Page]:
-    witness = Witness()
-    with sync_playwright() as playwright, chromium(playwright) as browser:
-        page = browser.new_context(viewport={"width": 1360, "height": 1400}).new_page()
-        page.set_default_timeout(60_000)
-        witness.watch(page)
-        page.goto(app.url)
-        settle(page)
-        page.click("#tab-library-button")
-        page.locator('#library tr[data-id="sea-1"] [data-act=open]').click()
-        unfold(page, "ship")
-        yield page
-    assert (witness.complaints, witness.strangers) == ([], [])
+def page(visit: Visit, app: App) -> Page:
+    return open_shipping(visit(app), "sea-1")
 
 
 def test_a_zip_and_a_merged_model_are_made_and_a_stopped_export_leaves_nothing(

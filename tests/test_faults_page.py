@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from browser import App, chromium
-from person import CURVE, LONG, add, all_settings, choose_tiny, points_of, settle, start
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browser import App, Visit, Witness
+from person import CURVE, LONG, add, all_settings, choose_tiny, points_of, start
+from playwright.sync_api import Page, expect
 from workers import until
 
 from lora_studio.runs.events import read_events
@@ -23,31 +22,14 @@ CURVE_BEGINS = CURVE.replace(".length", "[0]")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, chromium(playwright) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def apps(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[App]]:
     """Two apps on one home folder."""
     first = App(tmp_path_factory.mktemp("app"))
     home = {"LORA_STUDIO_HOME": str(first.home)}
     other = App(tmp_path_factory.mktemp("other-app"), **home)
-    shutil.copytree(tiny_llama, first.home / "models" / "tiny")
-    try:
-        yield [first.start(), other.start()]
-    finally:
-        other.end()
-        first.end()
-
-
-def visit(browser: Browser, app: App) -> Page:
-    page = browser.new_context(viewport={"width": 1360, "height": 1400}).new_page()
-    page.set_default_timeout(60_000)
-    page.goto(app.url)
-    settle(page)
-    return page
+    first.add_model(tiny_llama)
+    with first, other:
+        yield [first, other]
 
 
 def ready(page: Page, data: Path) -> Page:
@@ -74,10 +56,10 @@ def starts_of(folder: RunFolder) -> int:
 
 
 def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
-    browser: Browser, apps: list[App], pairs: Path
+    visit: Visit, witness: Witness, apps: list[App], pairs: Path
 ) -> None:
     one, other = apps
-    here, there = (ready(visit(browser, app), pairs) for app in apps)
+    here, there = (ready(visit(app), pairs) for app in apps)
     start(here, name="First", steps=LONG)
     points_of(here)
 
@@ -86,7 +68,7 @@ def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
     first, second = History(one.run("first-1")), History(one.run("second-1"))
     step = first.update().step
     until(first, holds=lambda found: found.step > step)
-    here = visit(browser, one)
+    here = visit(one)
     assert points_of(here) > step
     assert here.evaluate(CURVE_BEGINS) == 1
     assert here.inner_text("#live .name") == "first-1"
@@ -123,7 +105,7 @@ def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
     step = second.update().step
     until(second, holds=lambda found: found.step > step)
     other.start()
-    found = visit(browser, other)
+    found = visit(other)
     expect(found.locator("#live .name")).to_have_text("second-1")
     expect(found.locator("#queue .name")).to_have_text(["first-1"])
     found.click("#stop-keep")
@@ -132,3 +114,4 @@ def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
     assert second.update().ending["kept"]
     assert starts_of(first.folder) == 2
     other.end_runs()
+    witness.complaints.clear()  # an app that is killed answers nobody

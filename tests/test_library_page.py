@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import App, Witness, chromium
-from kept import save, write_run
-from person import settle
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from browser import App, Visit
+from kept import save, write_answering, write_run
+from person import SLOW_MS
+from playwright.sync_api import Locator, Page, expect
 
 from lora_studio.library.names import PEFT, resolve
 from lora_studio.settings import Settings
@@ -22,25 +22,16 @@ pytestmark = [
     pytest.mark.ui,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
 ]
-SLOW_MS = 120_000
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, chromium(playwright) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
 def app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app with a random two-layer Llama among its models, and no run yet."""
     app = App(tmp_path_factory.mktemp("library-app"))
-    shutil.copytree(tiny_llama, app.home / "models" / "tiny")
-    try:
-        yield app.start()
-    finally:
-        app.end()
+    app.add_model(tiny_llama)
+    with app:
+        yield app
 
 
 @pytest.fixture
@@ -50,9 +41,7 @@ def settings(app: App) -> Iterator[Settings]:
     base = str(app.home / "models" / "tiny")
     write_run(settings, "poems", "adapter.r=4", f"model.source={base}", losses=(3, 2, 1))
     write_run(settings, "news", "adapter.r=32", f"model.source={base}", losses=(3, 0.25))
-    run = write_run(settings, "sea", "adapter.r=8", f"model.source={base}", losses=(2.0,))
-    shutil.rmtree(run.adapter)
-    save(base, run.adapter, r=8)
+    write_answering(settings, "sea", base, r=8, losses=(2.0,))
     yield settings
     for name in ("runs", "adapters", "trash", "library.json"):
         path = app.home / name
@@ -61,28 +50,16 @@ def settings(app: App) -> Iterator[Settings]:
 
 
 @pytest.fixture
-def open_library(browser: Browser, app: App) -> Iterator[Open]:
-    """Open the tab; afterwards, say that it neither complained nor talked to strangers."""
-    witness, contexts = Witness(), []
+def open_library(visit: Visit, app: App) -> Open:
+    """Open the tab."""
 
-    def visit(locale: str = "en-US", width: int = 1360) -> Page:
-        contexts.append(
-            browser.new_context(viewport={"width": width, "height": 1400}, locale=locale)
-        )
-        page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
-        witness.watch(page)
-        page.goto(app.url)
-        settle(page)
+    def opened(locale: str = "en-US", width: int = 1360) -> Page:
+        page = visit(app, locale=locale, width=width)
         page.click("#tab-library-button")
         expect(page.locator("#library .count")).not_to_be_empty()
         return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert witness.complaints == []
-    assert witness.strangers == []
+    return opened
 
 
 def names(page: Page) -> list[str]:

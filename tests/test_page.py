@@ -6,13 +6,13 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from browser import ROOT, App, Witness, chromium
+from browser import ROOT, App, Visit, Witness
 from person import (
     CURVE,
     LONG,
@@ -27,7 +27,7 @@ from person import (
     unfold,
     value,
 )
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from sorting import make_sorter, write_run
 
 from lora_studio.models import starter
@@ -51,52 +51,15 @@ LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
 # r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
 TINY_PER_RANK = 1024
 BROKEN_OFF = ("AbortError", "Unexpected error Connection errored out")
-Visit = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, chromium(playwright) as opened:
-        yield opened
-
-
-@pytest.fixture
-def witness() -> Witness:
-    return Witness()
-
-
-@pytest.fixture
-def visit(browser: Browser, witness: Witness) -> Iterator[Visit]:
-    """Open the page; afterwards, say that it neither complained nor talked to strangers."""
-    contexts = []
-
-    def visit(app: App, *, locale: str = "en-US", beside: Page | None = None) -> Page:
-        if beside is None:
-            shape = {"width": 1360, "height": 1400}
-            contexts.append(browser.new_context(viewport=shape, locale=locale))
-        page = (beside.context if beside else contexts[-1]).new_page()
-        page.set_default_timeout(60_000)
-        witness.watch(page)
-        page.goto(app.url)
-        settle(page)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert witness.complaints == []
-    assert witness.strangers == []
 
 
 @pytest.fixture(scope="module")
 def tiny_app(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app with a random two-layer Llama among its models."""
     app = App(tmp_path_factory.mktemp("tiny-app"))
-    shutil.copytree(tiny_llama, app.home / "models" / "tiny")
-    try:
-        yield app.start()
-    finally:
-        app.end()
+    app.add_model(tiny_llama)
+    with app:
+        yield app
 
 
 @pytest.fixture
@@ -115,10 +78,8 @@ def starter_app(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     app = App(tmp_path_factory.mktemp("starter-app"))
     model = starter.folder_of(Settings(home=starter_home))
     (app.home / "models" / model.name).symlink_to(model)
-    try:
-        yield app.start()
-    finally:
-        app.end()
+    with app:
+        yield app
 
 
 def reload(page: Page, witness: Witness) -> None:
@@ -649,7 +610,7 @@ def test_the_switch_of_language_is_remembered(tiny_app: App, visit: Visit, witne
 
 GROWTH = """() => {
   window.grown = { 'pane-0': [], 'pane-1': [] };
-  window.setInterval(() => {
+  window.growing = window.setInterval(() => {
     for (const side of ['pane-0', 'pane-1']) {
       const said = [...document.querySelectorAll(`#${side}-chat [data-testid=bot]`)].at(-1);
       const length = said ? said.innerText.length : 0, seen = window.grown[side];
@@ -709,7 +670,7 @@ def test_a_newcomer_trains_the_starter_model_and_sees_it_answer_differently(
     answers = {side: answer(page, side) for side in ("pane-0", "pane-1")}
     assert all(answers.values())
     assert answers["pane-0"] != answers["pane-1"]
-    grown = page.evaluate("window.grown")
+    grown = page.evaluate("() => { window.clearInterval(window.growing); return window.grown; }")
     assert min(len(lengths) for lengths in grown.values()) > 2
 
     # A count goes on until it is stopped; what is asked for may be answered in a word.
@@ -751,10 +712,8 @@ def run_of(visitor: Path, name: str) -> None:
 def space_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app as a Space runs it."""
     app = App(tmp_path_factory.mktemp("space-app"), SPACE_ID="owner/lora-studio")
-    try:
-        yield app.start()
-    finally:
-        app.end()
+    with app:
+        yield app
 
 
 def test_visitors_of_a_space_do_not_see_each_others_runs(

@@ -35,10 +35,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app as a person starts it, with one finished run and a small upload limit."""
     started = App(tmp_path_factory.mktemp("app"), LORA_STUDIO_MAX_UPLOAD_MB="1")
     finished_run(started.home / "runs")
-    try:
-        yield started.start()
-    finally:
-        started.end()
+    with started:
+        yield started
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from browser import App, Witness, chromium
+from browser import App, Visit
 from gradio.helpers import special_args
-from kept import save, write_run
+from kept import write_answering
 from local_hub import Hub
-from person import put, settle, unfold
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from person import SLOW_MS, open_shipping, put
+from playwright.sync_api import expect
 
 from lora_studio.settings import Settings
 from lora_studio.ui.ship_panel import ShipPanel
@@ -29,7 +28,6 @@ from lora_studio.wording import say
 pytestmark = pytest.mark.ui
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_right"
-SLOW_MS = 120_000
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "someone/lora-studio", "SPACE_HOST": "some.hf.space"}
 OAUTH = {
     "OAUTH_CLIENT_ID": "the-app",
@@ -66,42 +64,17 @@ def app(hub: Hub, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The app of a person with a token, for whom the Hub is the stand-in."""
     online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     app = App(tmp_path_factory.mktemp("ship-app"), HF_TOKEN=TOKEN, **online)
-    base = str(shutil.copytree(tiny_llama, app.home / "models" / "tiny"))
+    base = app.add_model(tiny_llama)
     plan = {"train_rows": 9, "held_out_rows": 1, "target_modules": ["q_proj"], "labels": []}
-    run = write_run(Settings(home=app.home), "sea", f"model.source={base}", **plan)
-    shutil.rmtree(run.adapter)
-    save(base, run.adapter)
-    try:
-        yield app.start()
-    finally:
-        app.end()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, chromium(playwright) as opened:
-        yield opened
-
-
-def opened(browser: Browser, app: App, witness: Witness, locale: str) -> Page:
-    """Open the adapter's way elsewhere."""
-    context = browser.new_context(viewport={"width": 1360, "height": 1400}, locale=locale)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    witness.watch(page)
-    page.goto(app.url)
-    settle(page)
-    page.click("#tab-library-button")
-    page.locator('#library tr[data-id="sea-1"] [data-act=open]').click()
-    unfold(page, "ship")
-    return page
+    write_answering(Settings(home=app.home), "sea", base, **plan)
+    with app:
+        yield app
 
 
 def test_every_file_is_shown_before_it_leaves_and_then_it_leaves(
-    browser: Browser, app: App, hub: Hub
+    visit: Visit, app: App, hub: Hub
 ) -> None:
-    witness = Witness()
-    page = opened(browser, app, witness, "en-US")
+    page = open_shipping(visit(app), "sea-1")
     put(page, "push-to", "owner/sea")
     page.click("#push-look")
     said = page.locator("#push-said")
@@ -131,13 +104,10 @@ def test_every_file_is_shown_before_it_leaves_and_then_it_leaves(
     expect(said).to_contain_text(there, timeout=SLOW_MS)
     assert TOKEN not in page.content()
     assert TOKEN not in app.log.read_text()
-    page.context.close()
-    assert (witness.complaints, witness.strangers) == ([], [])
 
 
-def test_what_would_leave_is_said_in_korean(browser: Browser, app: App) -> None:
-    witness = Witness()
-    page = opened(browser, app, witness, "ko-KR")
+def test_what_would_leave_is_said_in_korean(visit: Visit, app: App) -> None:
+    page = open_shipping(visit(app, locale="ko-KR"), "sea-1")
     put(page, "push-to", "owner/바다")
     page.click("#push-look")
     said = page.locator("#push-said")
@@ -147,8 +117,6 @@ def test_what_would_leave_is_said_in_korean(browser: Browser, app: App) -> None:
     would = say("page.push_would", "ko", where="owner/bada", seen="비공개")
     expect(said).to_contain_text(would, timeout=SLOW_MS)
     expect(page.locator("#push-updates")).to_contain_text(say("page.push_updates", "ko"))
-    page.context.close()
-    assert (witness.complaints, witness.strangers) == ([], [])
 
 
 def test_only_a_space_that_the_hub_made_known_lets_people_sign_in(tmp_path: Path) -> None:

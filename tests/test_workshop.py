@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kept import save, write_elsewhere, write_run
+from kept import save, write_answering, write_elsewhere, write_run
 from slow_bench import Bench
 
 from lora_studio.cases import workshop as room
@@ -180,9 +180,7 @@ def test_the_adapter_is_in_use_while_it_is_exported_pushed_archived_or_looked_in
     settings, two, tiny_llama, monkeypatch, tmp_path
 ):
     page, other = two
-    run = write_run(settings, "poems", f"model.source={tiny_llama}")
-    shutil.rmtree(run.adapter)
-    save(str(tiny_llama), run.adapter)
+    write_answering(settings, "poems", str(tiny_llama))
     seen: list[set[str]] = []
 
     def look(*_: object, **__: object) -> Iterator[dict[str, object]]:
@@ -214,9 +212,7 @@ def test_the_adapter_is_in_use_while_it_is_exported_pushed_archived_or_looked_in
 
 def test_an_export_of_other_weights_is_not_offered_and_not_overwritten(settings, two, tiny_llama):
     _, studio = two
-    run = write_run(settings, "mine", f"model.source={tiny_llama}")
-    shutil.rmtree(run.adapter)
-    save(str(tiny_llama), run.adapter)
+    run = write_answering(settings, "mine", str(tiny_llama))
     names = lambda: {one.name for one in studio.shipping.snippets("mine-1")}  # noqa: E731
     first = list(studio.shipping.export("mine-1", "merged"))[-1]["result"]
     assert "vllm_merged" in names()
