@@ -17,7 +17,8 @@ from lora_studio.ui.conversation import Conversation
 from lora_studio.ui.language import Voice
 from lora_studio.wording import say
 
-YIELD_EVERY_S = 1 / 12
+PANE_EVERY_S = 1 / 24
+"""A browser takes some 20 ms to draw one pane's text anew; two panes move twelve times a second."""
 MOST_CHARS = 100_000
 
 
@@ -77,7 +78,7 @@ class Asked:
     sampling: Sampling
 
     def streamed(self, studio: Studio, voice: Voice, asker: str) -> Generator[str]:
-        """Take in the answers; yield a note about twelve times a second, and at the end.
+        """Take in the answers; yield a note at the pace of `PANE_EVERY_S`, and at the end.
 
         Raises:
             StudioError: As `Answers.ask`.
@@ -86,7 +87,7 @@ class Asked:
         for event in studio.answers.ask(self.name, self.panes, self.sampling, asker=asker):
             note = self._take(event, note, voice)
             if time.monotonic() >= due:
-                due = time.monotonic() + YIELD_EVERY_S
+                due = time.monotonic() + PANE_EVERY_S * len(self.conversation.contenders)
                 yield _unseen(self.conversation, voice) or note
         yield "" if self.conversation.is_held_back else note
 
