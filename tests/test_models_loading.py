@@ -61,6 +61,18 @@ def test_an_adapter_learns_in_every_format_offered_on_a_processor(request, model
     assert losses[-1] < losses[0] - 0.1
 
 
+def test_four_bits_stay_as_they_were_read_whatever_the_processor(tiny_llama, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    base = load_model(tiny_llama, "nf4", "cpu")
+    layer = base.get_submodule("model.layers.0.mlp.up_proj")
+    before = layer.weight.data.clone()
+    with torch.no_grad():
+        base(input_ids=IDS)
+    assert torch.equal(layer.weight.data, before)
+    base.get_input_embeddings().weight.requires_grad_(True)
+    base(input_ids=IDS, labels=IDS).loss.backward()
+
+
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
 def test_one_seed_gives_one_head_over_classes_in_every_format(request, model):
     folder = request.getfixturevalue(model)

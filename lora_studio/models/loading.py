@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYS_OUT_ANEW = "support_avx512bf16_for_cpu"
+"""What `bitsandbytes.nn.Linear4bit` goes by."""
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -65,9 +67,11 @@ def load_model(folder: Path, precision: str, device: str) -> Any:
         ModelError: If it does not fit into memory, or the files are missing or broken.
     """
     with reading(folder):
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder, **_placed(device), **_number_format(precision, device), **LOCAL
         )
+    _keep_layout(model)
+    return model
 
 
 def load_classifier(
@@ -109,7 +113,19 @@ def load_classifier(
         reason = f"no weights for {', '.join(missing[:3])}"
         raise ModelError("model.unreadable", source=_name_of(folder), reason=reason)
     _draw_head(model.get_submodule(CLASS_HEAD), seed)
+    _keep_layout(model)
     return model
+
+
+def _keep_layout(model: Any) -> None:
+    """Have 4-bit weights stay as they were read, on every CPU.
+
+    On one with AVX512-BF16, bitsandbytes 0.50 lays them out anew at their first evaluation, rounds
+    their scales to bfloat16, and multiplies without a gradient from then on.
+    """
+    for layer in model.modules():
+        if hasattr(layer, LAYS_OUT_ANEW):
+            setattr(layer, LAYS_OUT_ANEW, False)
 
 
 @contextmanager
