@@ -1,6 +1,4 @@
 // The head: what the page runs on, what is training, the switches, and the tab's title and icon.
-const at = (name) => element.querySelector(name);
-const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 // Over HTTPS the page may stand in a frame of a Space, where only a partitioned cookie is kept.
 const kind = location.protocol === 'https:' ? 'samesite=none;secure;partitioned' : 'samesite=lax';
 const keep = (name, value) => { document.cookie = `${name}=${value};path=/;max-age=31536000;${kind}`; };
@@ -78,20 +76,15 @@ function tell(ended) {
   } catch (error) { /* some browsers let only a service worker notify */ }
 }
 
-async function look() {
-  try {
-    if (!document.hidden || watched) {
-      const seen = await server.glance({ run: watched });
-      at('.language').value = seen.language;
-      at('.device').textContent = seen.device; at('.device').title = seen.why;
-      at('.shade').title = seen.shade; at('.shade').setAttribute('aria-label', seen.shade);
-      at('.run').hidden = !seen.run; at('.run').textContent = seen.run;
-      at('.notify').hidden = !seen.run || !canNotify; at('.notify').title = seen.notify_why;
-      at('.notify span').textContent = seen.notify; at('.refused').textContent = seen.notify_refused;
-      if (!seen.run) at('.refused').hidden = true;
-      progress(seen);
-    }
-  } catch (error) { /* the next look asks again */ }
-  if (element.isConnected) setTimeout(look, 3000);
-}
-look();
+every(3000, async () => {
+  if (document.hidden && !watched) return;
+  const seen = await server.glance({ run: watched });
+  at('.language').value = seen.language;
+  at('.device').textContent = seen.device; at('.device').title = seen.why;
+  at('.shade').title = seen.shade; at('.shade').setAttribute('aria-label', seen.shade);
+  at('.run').hidden = !seen.run; at('.run').textContent = seen.run;
+  at('.notify').hidden = !seen.run || !canNotify; at('.notify').title = seen.notify_why;
+  at('.notify span').textContent = seen.notify; at('.refused').textContent = seen.notify_refused;
+  if (!seen.run) at('.refused').hidden = true;
+  progress(seen);
+});

@@ -1,12 +1,9 @@
 // The LoRA picture: W₀ + (alpha/r)·B·A in the proportions of a real layer, moving with the sliders.
-const at = (name) => element.querySelector(name);
 const SVG = 'http://www.w3.org/2000/svg';
 const SIDE = 150, LEAST = 4, GAP = 30, EDGE = 20;
 let data = null, r = 0, alpha = 0;
 
 const number = (n) => n.toLocaleString('en-US');
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => (name in values ? values[name] : all));
-const write = (name, text) => { const node = at(name); if (node.textContent !== text) node.textContent = text; };
 const slider = (id) => document.querySelector(`${id} input[type=number]`) || document.querySelector(`${id} input`);
 const seen = (node) => !!node && node.offsetParent !== null;
 
@@ -54,17 +51,17 @@ function say(d, k) {
   const few = r * (d + k), many = d * k, side = Math.min(d, k), root = data.root;
   const values = { r: number(r), alpha: number(alpha), d: number(d), k: number(k), few: number(few), many: number(many), side: number(side),
     scale: Number((alpha / (root ? Math.sqrt(r) : r)).toPrecision(3)), saved: (100 * (1 - few / many)).toFixed(1) };
-  write('.scale', fill(root ? data.words.scale_root : data.words.scale, values));
-  const count = fill(few < many ? data.words.count : data.words.more, values);
-  write('.said', r > side ? `${count} ${fill(data.words.wide, values)}` : count);
+  write('.scale', fillIn(root ? data.words.scale_root : data.words.scale, values));
+  const count = fillIn(few < many ? data.words.count : data.words.more, values);
+  write('.said', r > side ? `${count} ${fillIn(data.words.wide, values)}` : count);
   at('.said').dataset.wide = r > side || few >= many;
-  at('.picture').setAttribute('aria-label', fill(data.words.heard, values));
+  at('.picture').setAttribute('aria-label', fillIn(data.words.heard, values));
 }
 
 function show() {
   const module = data.modules[Number(at('.module').value)] || data.modules[0];
   if (!module || !(r >= 1)) return;
-  write('.copies', fill(data.words.copies, { n: number(module.count) }));
+  write('.copies', fillIn(data.words.copies, { n: number(module.count) }));
   draw(module.d_out, module.d_in);
   say(module.d_out, module.d_in);
   own();
@@ -78,7 +75,7 @@ function own() {
 
 function read() {
   const before = at('.module').selectedOptions[0]?.textContent;
-  try { data = JSON.parse(props.value || 'null'); } catch (error) { data = null; }
+  data = given();
   at('.ls-learn').hidden = !data || !data.modules.length;
   if (!data || !data.modules.length) return;
   ({ r, alpha } = data);
@@ -91,14 +88,12 @@ function read() {
   show();
 }
 
-const follow = (event) => {
-  if (!element.isConnected) return document.removeEventListener('input', follow);
+onDocument('input', (event) => {
   const id = data && event.target.closest?.('#r, #lora-alpha')?.id, value = Math.round(Number(event.target.value));
   if (!id || !(value >= 1)) return;
   if (id === 'r') r = value; else alpha = value;
   show();
-};
-document.addEventListener('input', follow);
+});
 at('.module').addEventListener('change', show);
 at('.own-r').addEventListener('input', (event) => { r = Number(event.target.value); show(); });
 at('.own-alpha').addEventListener('input', (event) => { alpha = Number(event.target.value); show(); });

@@ -1,18 +1,9 @@
 // How long the rows are; the line of the maximum length follows its slider without the server.
-const at = (name) => element.querySelector(name);
-const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
 const BARS = 30;
-let data = null, loading = null, asked = 0;
-
-const script = () => loading || (loading = new Promise((done, fail) => {
-  if (window.Plotly) return done();
-  const tag = document.createElement('script');
-  tag.src = 'PLOTLY_URL'; tag.onload = done; tag.onerror = () => { loading = null; fail(new Error('plotly')); };
-  document.head.appendChild(tag);
-}));
+let data = null, asked = 0;
 
 const number = (n) => n.toLocaleString('en-US');
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => (name in values ? number(values[name]) : all));
+const fill = (text, values) => fillIn(text, Object.fromEntries(Object.entries(values).map(([name, n]) => [name, number(n)])));
 const limit = () => {
   const box = document.querySelector('#max-length input[type=number]') || document.querySelector('#max-length input');
   return Math.max(0, Math.round(Number(box?.value)) || 0);
@@ -64,7 +55,7 @@ function layout(shown, max) {
 async function draw() {
   const mine = ++asked;
   say();
-  await script();
+  await plotly();
   if (mine !== asked || !element.isConnected || !data) return;
   const shown = data.lengths.length ? bars(data.lengths) : data.bars, max = limit();
   const trace = {
@@ -77,7 +68,7 @@ async function draw() {
 }
 
 function show() {
-  try { data = JSON.parse(props.value || 'null'); } catch (error) { data = null; }
+  data = given();
   const empty = !data || !(data.lengths.length || data.bars.length);
   at('.ls-lengths').hidden = empty;
   if (empty) return;
@@ -89,20 +80,9 @@ function show() {
   draw();
 }
 
-const follow = (event) => {
-  if (!element.isConnected) return end();
-  if (data && event.target.closest?.('#max-length, #truncation')) draw();
-};
-const watcher = new MutationObserver(() => { if (data) draw(); });
-const events = ['input', 'change'];
-function begin() {
-  events.forEach((name) => document.addEventListener(name, follow));
-  watcher.observe(document.body, { attributes: true, attributeFilter: ['class'] });
-}
-function end() {
-  events.forEach((name) => document.removeEventListener(name, follow));
-  watcher.disconnect();
-}
-begin();
+const follow = (event) => { if (data && event.target.closest?.('#max-length, #truncation')) draw(); };
+onDocument('input', follow);
+onDocument('change', follow);
+onTheme(() => { if (data) draw(); });
 watch('value', show);
 show();

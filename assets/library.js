@@ -1,26 +1,21 @@
 // The table of runs and adapters: asks for what a search finds, draws it, and changes what is said of it.
-const at = (name) => element.querySelector(name);
-const make = (tag, name, text) => { const node = document.createElement(tag); if (name) node.className = name; if (text !== undefined) node.textContent = text; return node; };
 const asked = { words: '', kind: '', tag: '', starred: false, by: 'created', falling: true, limit: 100 };
-let words = null, heads = {}, falls = [], drawn = '', open = '', chosen = new Set(), undo = [], stale = true, roomy = '', known = [];
-
-function write(name, text) { const node = at(name); if (node.textContent !== text) node.textContent = text; }
-function button(act, text, label) { const node = make('button', act, text); node.type = 'button'; node.dataset.act = act; if (label) { node.title = label; node.setAttribute('aria-label', label); } return node; }
+let words = null, heads = {}, falls = [], drawn = '', open = '', chosen = new Set(), undo = [], roomy = '', known = [];
 
 function options(name, list, value) {
   const node = at(name), now = JSON.stringify(list);
   if (node.dataset.list !== now) {
     node.dataset.list = now;
-    node.replaceChildren(...list.map(([key, text]) => { const one = make('option', '', text); one.value = key; return one; }));
+    node.replaceChildren(...list.map(([key, text]) => { const one = make('option', text); one.value = key; return one; }));
   }
   node.value = value;
 }
 
 function head() {
-  const row = at('thead tr'), cells = [make('th', 'pick'), make('th', 'star')];
+  const row = at('thead tr'), cells = [make('th', undefined, 'pick'), make('th', undefined, 'star')];
   const all = make('input'); all.type = 'checkbox'; all.dataset.act = 'all'; all.setAttribute('aria-label', words.choose); cells[0].append(all);
   cells[1].append(button('sort', '★', words.star)); cells[1].firstChild.dataset.by = 'star';
-  for (const [name, title] of Object.entries(heads)) { const cell = make('th', name), node = button('sort', title); node.dataset.by = name; cell.append(node); cells.push(cell); }
+  for (const [name, title] of Object.entries(heads)) { const cell = make('th', undefined, name), node = button('sort', title); node.dataset.by = name; cell.append(node); cells.push(cell); }
   row.replaceChildren(...cells);
 }
 
@@ -32,12 +27,12 @@ function sorted() {
 }
 
 function rowOf(item) {
-  const row = make('tr'), pick = make('td', 'pick'), star = make('td', 'star'), name = make('td', 'name');
+  const row = make('tr'), pick = make('td', undefined, 'pick'), star = make('td', undefined, 'star'), name = make('td', undefined, 'name');
   row.dataset.id = item.id;
   const box = make('input'); box.type = 'checkbox'; box.dataset.act = 'pick'; pick.append(box);
   star.append(button('star'));
-  const link = button('open'); name.append(link, make('span', 'status'), make('span', 'tags'), make('span', 'note'));
-  row.append(pick, star, name, ...Object.keys(heads).slice(1).map((column) => make('td', column)));
+  const link = button('open'); name.append(link, ...['status', 'tags', 'note'].map((part) => make('span', undefined, part)));
+  row.append(pick, star, name, ...Object.keys(heads).slice(1).map((column) => make('td', undefined, column)));
   return row;
 }
 
@@ -101,7 +96,7 @@ function name() {
 
 function picked() {
   at('.chosen').hidden = !chosen.size;
-  write('.many', words.chosen.replace('{count}', chosen.size));
+  write('.many', fillIn(words.chosen, { count: chosen.size }));
   at('.hint').hidden = chosen.size !== 1;
   const all = at('[data-act=all]'); if (all) { const shown = known.filter((row) => chosen.has(row.id)).length; all.checked = shown > 0 && shown === known.length; all.indeterminate = shown > 0 && shown < known.length; }
 }
@@ -114,7 +109,6 @@ function tell(text, keys) {
 }
 
 async function look() {
-  stale = false;
   const query = JSON.stringify(asked), answer = await server.found({ ...asked });
   if (query === JSON.stringify(asked)) show(answer); // a later question has its own answer
 }
@@ -128,20 +122,21 @@ async function disk() {
   roomy = now;
   write('.disk .said', answer.said);
   at('.bar-of').setAttribute('aria-label', answer.said);
-  at('.bar-of').replaceChildren(...answer.parts.map((part, i) => { const bar = make('i', `p${i}`); bar.style.width = `${100 * part.share}%`; bar.title = `${part.name} ${part.size}`; return bar; }));
-  at('.parts').replaceChildren(...answer.parts.map((part, i) => { const item = make('li'); item.append(make('i', `p${i}`), make('span', '', part.name), make('b', '', part.size)); return item; }));
+  at('.bar-of').replaceChildren(...answer.parts.map((part, i) => { const bar = make('i', undefined, `p${i}`); bar.style.width = `${100 * part.share}%`; bar.title = `${part.name} ${part.size}`; return bar; }));
+  at('.parts').replaceChildren(...answer.parts.map((part, i) => { const item = make('li'); item.append(make('i', undefined, `p${i}`), make('span', part.name), make('b', part.size)); return item; }));
   at('.trash').hidden = !answer.trash.length;
   write('.trash summary', answer.title);
-  at('.trash ul').replaceChildren(...answer.trash.map((one) => { const item = make('li'), back = button('put-back', words.put_back, `${words.put_back}: ${one.name}`); back.dataset.key = one.key; item.append(make('b', '', one.name), make('span', '', one.about), back); return item; }));
+  at('.trash ul').replaceChildren(...answer.trash.map((one) => { const item = make('li'), back = button('put-back', words.put_back, `${words.put_back}: ${one.name}`); back.dataset.key = one.key; item.append(make('b', one.name), make('span', one.about), back); return item; }));
   sure(false);
 }
 
 function sure(asks) { at('.sure').hidden = !asks; at('[data-act=empty]').hidden = asks; if (asks) at('[data-act=empty-not]').focus(); }
-const tidy = async () => { await look(); await disk(); document.dispatchEvent(new CustomEvent('library-changed')); };
+// What lies on the disk is measured anew only where that may have changed: it takes a walk over all of it.
+const tidy = async (moved) => { await look(); if (moved) await disk(); document.dispatchEvent(new CustomEvent('library-changed')); };
 
 async function change(answer, keys) {
   tell(answer.told, keys);
-  await tidy();
+  await tidy(keys !== undefined);
 }
 
 async function remove(ids) {
@@ -192,19 +187,14 @@ at('.new-tag').addEventListener('keydown', (event) => { if (event.key === 'Enter
 element.addEventListener('library-delete', (event) => remove(event.detail.ids));
 element.addEventListener('library-stale', () => { look(); });
 
-// The value changes when something came in: it is shown, and opened.
-watch('value', () => { if (!props.value) return; open = props.value; chosen.clear(); tidy(); });
+// The value changes when something came in: it is shown, and opened, and told once the sheet has it too.
+watch('value', () => { if (!props.value) return; open = props.value; chosen.clear(); setTimeout(choose); tidy(true); });
 
-async function loop() {
-  let looks = 0, seen = false;
-  while (element.isConnected) {
-    const visible = !document.hidden && element.offsetParent !== null;
-    try {
-      if (visible && (!seen || stale || looks % 4 === 0)) await look();
-      if (visible && !seen) await disk();
-    } catch (error) { /* the next look asks again */ }
-    seen = visible; looks += 1;
-    await new Promise((done) => { setTimeout(done, seen ? 1000 : 300); });
-  }
-}
-loop();
+let looks = 0, seen = false;
+every(1000, async () => {
+  const visible = !document.hidden && element.offsetParent !== null, opened = visible && !seen, due = opened || looks % 4 === 0;
+  seen = visible; looks += 1;
+  if (!visible) return 300;
+  if (due) await look();
+  if (opened) await disk();
+});

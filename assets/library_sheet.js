@@ -1,6 +1,4 @@
 // One entry, opened: what is known of it, what is said of it, and what can be done with it.
-const at = (name) => element.querySelector(name);
-const make = (tag, text) => { const node = document.createElement(tag); node.textContent = text; return node; };
 const ASKS = { compare: 'submit', reuse: 'retry', download: 'download', xray: 'expand' };
 let shown = null;
 
@@ -10,7 +8,7 @@ function show(found) {
   at('h3').textContent = found.title;
   at('.problem').hidden = !found.problem; at('.problem').textContent = found.problem;
   at('.origin').textContent = found.origin; at('.origin').hidden = !found.origin;
-  at('dl').replaceChildren(...found.facts.map(([label, value]) => { const box = make('div', ''); box.append(make('dt', label), make('dd', value)); return box; }));
+  at('dl').replaceChildren(...found.facts.map(([label, value]) => { const box = make('div'); box.append(make('dt', label), make('dd', value)); return box; }));
   at('.measured').innerHTML = found.measured; at('.measured').hidden = !found.measured; // HTML of the page's own
   for (const name of ['name', 'tags', 'note']) {
     const field = at(`[name=${name}]`);
@@ -36,7 +34,8 @@ async function look() {
 
 async function say(words) {
   if (!shown) return;
-  show(await server.say({ id: shown.id, words }));
+  const { id } = shown, found = await server.say({ id, words });
+  if (id === props.value) show(found);
   document.querySelector('#library .ls-library')?.dispatchEvent(new CustomEvent('library-stale', { bubbles: true }));
 }
 
@@ -53,7 +52,6 @@ element.addEventListener('click', (event) => {
   trigger(ASKS[act], { id: shown.id });
 });
 // What the table has changed is seen here too.
-const again = () => { if (!element.isConnected) document.removeEventListener('library-changed', again); else if (shown) look(); };
-document.addEventListener('library-changed', again);
+onDocument('library-changed', () => { if (shown) look(); });
 watch('value', async () => { await look(); if (props.value) at('.ls-sheet').scrollIntoView({ block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' }); });
 look();

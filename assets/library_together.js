@@ -1,16 +1,6 @@
 // Runs side by side: curves over each other, the settings that differ, the last answers.
-const at = (name) => element.querySelector(name);
-const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
-const make = (tag, text, name) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; if (name) node.className = name; return node; };
 const COLOURS = ['--trained', '--warn', '--frozen', '--second', '--third', '--bad'], DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash', 'longdashdot'];
-let data = null, loading = null;
-
-const script = () => loading || (loading = new Promise((done, fail) => {
-  if (window.Plotly) return done();
-  const tag = document.createElement('script');
-  tag.src = 'PLOTLY_URL'; tag.onload = done; tag.onerror = () => { loading = null; fail(new Error('plotly')); };
-  document.head.appendChild(tag);
-}));
+let data = null;
 
 const layout = () => ({
   margin: { l: 52, r: 16, t: 34, b: 36 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
@@ -32,7 +22,7 @@ const traces = () => data.curves.flatMap((curve, i) => {
 });
 
 async function draw() {
-  await script();
+  await plotly();
   if (data && element.isConnected) await Plotly.react(at('.plot'), traces(), layout(), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ['lasso2d', 'select2d', 'autoScale2d'] });
 }
 
@@ -40,7 +30,7 @@ async function draw() {
 function heard() {
   return data.curves.map((curve, i) => {
     const shown = (points) => (points.length ? points[points.length - 1][1].toFixed(3) : '–');
-    return data.words.curve_of.replace('{name}', data.names[i]).replace('{loss}', shown(curve.train)).replace('{held_out}', shown(curve.held_out));
+    return fillIn(data.words.curve_of, { name: data.names[i], loss: shown(curve.train), held_out: shown(curve.held_out) });
   }).join(' ');
 }
 
@@ -79,7 +69,6 @@ async function show() {
   await draw();
 }
 
-const watcher = new MutationObserver(() => { if (!element.isConnected) watcher.disconnect(); else if (data) draw(); });
-watcher.observe(document.body, { attributes: true, attributeFilter: ['class'] });
+onTheme(() => { if (data) draw(); });
 watch('value', show);
 show();

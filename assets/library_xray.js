@@ -1,9 +1,6 @@
 // The x-ray: a cell for each module, the directions of one or of all, and what a lower rank would lose.
-const at = (name) => element.querySelector(name);
-const make = (tag, text, name) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; if (name) node.className = name; return node; };
 let data = null, picked = '', asked = 0;
 
-const fillIn = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 const percent = (share) => (share === null ? data.words.unknown : `${(100 * share).toPrecision(2)} %`);
 const said = (one) => fillIn(data.words.cell, { module: one.name, share: percent(one.share), directions: one.effective, of: one.rank });
 
@@ -50,7 +47,7 @@ function lower(rank) {
 }
 
 function show() {
-  try { data = JSON.parse(props.value || 'null'); } catch (error) { data = null; }
+  data = given();
   at('.ls-xray').hidden = !data;
   if (!data) return;
   const words = data.words;

@@ -1,15 +1,6 @@
 // The live view: asks the server for what is new since its cursor and draws only that.
-const at = (name) => element.querySelector(name);
-const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
-let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false, loading = null;
+let cursor = [0, 0, 0], shown = '', words = {}, smooth = null, drawn = false;
 let first = null, last = null, sorts = false, told = '', app = '', resumes = null, marked = '';
-
-const script = () => loading || (loading = new Promise((done, fail) => {
-  if (window.Plotly) return done();
-  const tag = document.createElement('script');
-  tag.src = 'PLOTLY_URL'; tag.onload = done; tag.onerror = () => { loading = null; fail(new Error('plotly')); };
-  document.head.appendChild(tag);
-}));
 
 const layout = (title, extra) => ({
   margin: { l: 52, r: 52, t: 34, b: 36 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
@@ -37,7 +28,7 @@ const rateTraces = () => [
 ];
 
 async function begin() {
-  await script();
+  await plotly();
   at('.plots').hidden = false;
   await Plotly.react(at('.loss'), lossTraces(), layout(lossTitle(), lossAxes()), options);
   await Plotly.react(at('.rate'), rateTraces(), layout(words.chart_rate, {
@@ -93,8 +84,6 @@ async function draw(news) {
   if ('confusion' in news) confusion(news.confusion);
 }
 
-const make = (tag, text, name) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; if (name) node.className = name; return node; };
-
 // What was taken for what: a row for each true class, a column for each that was said.
 function matrix(found) {
   const table = make('table'), head = make('tr'), share = (part, whole) => (whole ? part / whole : 0);
@@ -149,8 +138,6 @@ function retry(list) {
     return button;
   }));
 }
-
-function write(name, text) { const node = at(name); if (node.textContent !== text) node.textContent = text; }
 
 function tiles(list) {
   const box = at('.tiles');
@@ -224,17 +211,9 @@ async function ask() {
 at('details').addEventListener('toggle', async (event) => {
   if (event.target.open) at('pre').textContent = await server.log_tail({ run: shown });
 });
-new MutationObserver(recolour).observe(document.body, { attributes: true, attributeFilter: ['class'] });
+onTheme(recolour);
 
-// One loop, so that no two answers are ever drawn at once; another run only wakes it.
-let wake = () => {};
-const sleep = (ms) => new Promise((done) => { wake = done; setTimeout(done, ms); });
-async function loop() {
-  while (element.isConnected) {
-    let pause = 1000;
-    try { if (!document.hidden) pause = await ask(); } catch (error) { write('.state', words.reconnecting || '…'); pause = 2000; }
-    await sleep(pause);
-  }
-}
-watch('value', () => wake());
-loop();
+// Another run only wakes the loop.
+watch('value', every(1000, async () => {
+  try { if (!document.hidden) return await ask(); } catch (error) { write('.state', words.reconnecting || '…'); return 2000; }
+}));

@@ -1,14 +1,5 @@
 // A real weight before and after NF4, and the 16 levels it is rounded to.
-const at = (name) => element.querySelector(name);
-const css = (name) => getComputedStyle(document.querySelector('.gradio-container') || document.body).getPropertyValue(name).trim();
-let data = null, loading = null;
-
-const script = () => loading || (loading = new Promise((done, fail) => {
-  if (window.Plotly) return done();
-  const tag = document.createElement('script');
-  tag.src = 'PLOTLY_URL'; tag.onload = done; tag.onerror = () => { loading = null; fail(new Error('plotly')); };
-  document.head.appendChild(tag);
-}));
+let data = null;
 
 const layout = (title, extra) => ({
   margin: { l: 46, r: 10, t: 46, b: 30 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', bargap: 0.04, barmode: 'overlay',
@@ -31,14 +22,14 @@ const scaled = () => [
 ];
 
 async function draw() {
-  await script();
+  await plotly();
   if (!data || !element.isConnected) return;
   await Plotly.react(at('.weights'), weights(), layout(data.words.weights), options);
   await Plotly.react(at('.scaled'), scaled(), layout(data.words.scaled), options);
 }
 
 function show() {
-  try { data = JSON.parse(props.value || 'null'); } catch (error) { data = null; }
+  data = given();
   at('.ls-nf4').hidden = !data;
   if (!data) return;
   at('.shape').textContent = data.words.shape; at('.said').textContent = data.words.error;
@@ -46,7 +37,6 @@ function show() {
   draw();
 }
 
-const watcher = new MutationObserver(() => { if (!element.isConnected) watcher.disconnect(); else if (data) draw(); });
-watcher.observe(document.body, { attributes: true, attributeFilter: ['class'] });
+onTheme(() => { if (data) draw(); });
 watch('value', show);
 show();

@@ -1,21 +1,12 @@
 // The runs that wait: asks who stands where, and lets them move or leave.
-const at = (name) => element.querySelector(name);
-const make = (tag, name, text) => { const node = document.createElement(tag); node.className = name; node.textContent = text || ''; return node; };
-const write = (name, text) => { const node = at(name); if (node.textContent !== text) node.textContent = text; };
 let words = {}, busy = null;
 
-function button(kind, sign) {
-  const node = make('button', kind, sign);
-  node.type = 'button'; node.dataset.act = kind;
-  return node;
-}
-
 function rowOf(run) {
-  const row = make('li', '');
+  const row = make('li');
   row.dataset.run = run;
-  const about = make('div', 'about');
-  about.append(make('b', 'name', run), make('span', 'what'));
-  row.append(make('span', 'place'), about, button('up', '↑'), button('down', '↓'), button('leave'));
+  const about = make('div', undefined, 'about');
+  about.append(make('b', run, 'name'), make('span', undefined, 'what'));
+  row.append(make('span', undefined, 'place'), about, button('up', '↑'), button('down', '↓'), button('leave'));
   return row;
 }
 
@@ -65,10 +56,4 @@ element.addEventListener('click', async (event) => {
   show(await server.move({ run, to: place + (node.dataset.act === 'up' ? -1 : 1) }));
 });
 
-async function loop() {
-  while (element.isConnected) {
-    try { if (!document.hidden) show(await server.line({})); } catch (error) { /* the next look asks again */ }
-    await new Promise((done) => { setTimeout(done, 2000); });
-  }
-}
-loop();
+every(2000, async () => { if (!document.hidden) show(await server.line({})); });

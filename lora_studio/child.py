@@ -162,11 +162,12 @@ class Child:
             raise self._lost(link) from error
 
     def _lost(self, link: _Link) -> StudioError:
-        """Forget a child that ended, and say whether it was meant to."""
+        """Forget a child that ended, and say whether it was meant to; it is gone then."""
         self._forget(link)
-        if link.closed:
+        was_closed = link.closed
+        link.end()  # its pipe may close before what else it had open
+        if was_closed:
             return StudioError("chat.child_closed")
-        link.end()
         logger.error("child %s died with exit code %s", link.process.pid, link.process.exitcode)
         return StudioError("chat.child_died")
 
@@ -258,6 +259,7 @@ class _Link:
 
     def __post_init__(self) -> None:
         self._side_turn = threading.Lock()
+        self._ending = threading.Lock()
 
     def control(self, kind: str, value: Any) -> None:
         """Send on the side pipe; a child that is gone needs no message."""
@@ -270,12 +272,14 @@ class _Link:
     def end(self) -> None:
         """End the process and reap it. The pipes close when their last reader lets go."""
         self.closed = True
-        _end_children(self.process.pid)
-        self.process.terminate()
-        self.process.join(TERMINATE_GRACE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        with self._ending:
+            if self.process.is_alive():  # the number of one that was reaped may be another's by now
+                _end_children(self.process.pid)
+            self.process.terminate()
+            self.process.join(TERMINATE_GRACE_S)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
 
 
 def _start(factory: Factory, args: tuple[Any, ...]) -> _Link:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from lora_studio.errors import StudioError
@@ -115,6 +115,13 @@ class Settings:
         A Space is one until it is known to be a duplicate.
         """
         return self.space_id is not None and self.original_space in (None, self.space_id)
+
+    def token_for(self, token: str | None) -> str | Literal[False] | None:
+        """Return the token that goes to the Hub: somebody's own, or else this machine's, if any.
+
+        A Space's own is its owner's: a visitor comes with one, or with False, which is none.
+        """
+        return token or (False if self.space_id else self.hub_token)
 
     @property
     def visitors(self) -> Path:

@@ -66,7 +66,7 @@ class Studio:
         self.shipping = Shipping(settings, self.adapters, machine.workshop)
         self.library = Keeping(settings, machine, self.runs, self.adapters)
         self.loading = Loading(settings, machine, self.models, self.workers)
-        self.answers = Answers(settings, machine, self.adapters, self.loading)
+        self.answers = Answers(machine, self.adapters, self.loading)
         self.judging = Judging(settings, machine.hardware, self.adapters, self.answers)
         self.measurements = Measurements(settings, machine, self.runs, self.adapters, self.loading)
         self.shrinking = Shrinking(self.adapters, self.measurements)

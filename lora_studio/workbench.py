@@ -9,6 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from lora_studio.measuring.forgetting import probe_rows
 from lora_studio.measuring.rows import HeldOut, held_out, seen
 from lora_studio.measuring.wanted import Material
 from lora_studio.models.description import ModelInfo
-from lora_studio.models.inspection import inspect_model
+from lora_studio.models.inspection import inspect_model, licence
 from lora_studio.models.loading import load_tokenizer
 from lora_studio.models.sources import resolve
 from lora_studio.prediction.calibration import measure
@@ -32,6 +34,8 @@ from lora_studio.settings import Settings
 from lora_studio.training.plan import measured_rows
 
 Progress = Callable[[str, int, int], None]
+REFUSALS = {"model.gated", "model.not_found", "model.token_refused"}
+"""What the Hub says of a model to those who may not read it."""
 
 
 class Workbench:
@@ -54,9 +58,7 @@ class Workbench:
 
     def fetch(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
         """Bring a model with its weights to this machine; the result is its folder."""
-        return _with_progress(
-            lambda progress: str(resolve(source, self._settings, token=token, on_progress=progress))
-        )
+        return _with_progress(lambda progress: str(self._folder(source, token, progress)))
 
     def inspect(self, source: str, token: str | None = None) -> Iterator[dict[str, Any]]:
         """Describe a model; the result is `ModelInfo.to_dict()`."""
@@ -155,7 +157,6 @@ class Workbench:
         is_text: bool = False,
         learned: Path | None = None,
         probe: bool = True,
-        token: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Read what an adapter is measured on; the result is a `measuring.wanted.Material`.
 
@@ -166,11 +167,10 @@ class Workbench:
             is_text: Whether that run learned plain text.
             learned: The data folder of the run that made the adapter, if that is another.
             probe: Whether the general texts are wanted too.
-            token: For a gated model.
         """
 
         def read(progress: Progress) -> Material:
-            tokenizer = self._tokenizer(recipe, token, progress)
+            tokenizer = self._tokenizer(recipe, None, progress)
             ensure_chat_template(tokenizer, recipe.data.chat_template)
             found = held_out(data, tokenizer, rows, is_text=is_text) if data else HeldOut()
             return Material(
@@ -211,8 +211,8 @@ class Workbench:
             settings = self._settings
             if asked.visitor:
                 settings = settings.for_visitor(asked.visitor)
-            licence = self._licence(asked.adapter.source, token)
-            facts = facts_of(asked.adapter, licence, settings)
+            known = self._licence(asked.adapter.source, token)
+            facts = facts_of(asked.adapter, known, settings)
             return bring(asked, facts, settings, token=token, progress=progress).to_dict()
 
         return self._stoppable(work)
@@ -241,7 +241,7 @@ class Workbench:
     def _licence(self, source: str, token: str | None) -> str | None:
         """Return the licence of a base as its card states it, None where it is not here."""
         try:
-            return self._inspect(source, token, lambda *_: None).licence
+            return licence(resolve(source, self._settings, token=token, weights=False))
         except ModelError:
             return None
 
@@ -259,6 +259,23 @@ class Workbench:
         progress("inspect", 0, 0)
         return inspect_model(folder, source)
 
+    def _folder(
+        self, source: str, token: str | None, progress: Progress, *, weights: bool = True
+    ) -> Path:
+        """Return a model's folder; one that the Hub now refuses may have come with a token before.
+
+        On a Space that was perhaps another's token.
+        """
+        settings = self._settings
+        try:
+            return resolve(source, settings, token=token, on_progress=progress, weights=weights)
+        except ModelError as refusal:
+            if refusal.key not in REFUSALS or token is not None or settings.space_id:
+                raise
+            with suppress(ModelError):
+                return resolve(source, replace(settings, offline=True), weights=weights)
+            raise
+
     def _last_prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
         """Return what the last preview of this recipe made, without reading the files again."""
         known, prepared = self._last
@@ -268,9 +285,7 @@ class Workbench:
 
     def _tokenizer(self, recipe: Recipe, token: str | None, progress: Progress) -> Any:
         """Return the tokenizer of a recipe's base, with the chat template it came with or none."""
-        folder = resolve(
-            recipe.model.source, self._settings, token=token, on_progress=progress, weights=False
-        )
+        folder = self._folder(recipe.model.source, token, progress, weights=False)
         if folder not in self._tokenizers:
             progress("start", 0, 0)
             tokenizer = load_tokenizer(folder)

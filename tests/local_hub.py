@@ -225,6 +225,8 @@ class Answer(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "header":
                 made.commits.append(value["summary"])
+            elif line["key"] == "deletedFile":
+                del made.files[value["path"]]
             elif line["key"] == "file":
                 made.files[value["path"]] = base64.b64decode(value["content"])
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from browser import Witness
 from playwright.sync_api import Page, expect
 
 from lora_studio.wording import say
@@ -15,12 +16,20 @@ SLOW_MS = 240_000
 """Milliseconds that a busy machine may take."""
 LONG = 20_000
 """Steps that no test waits for."""
+BROKEN_OFF = ("AbortError", "Unexpected error Connection errored out")
 CURVE = "document.querySelector('#live .plot.loss')?.data?.[0]?.x.length"
 
 
 def settle(page: Page) -> None:
     """Wait until the page has been filled by the server."""
     expect(page.locator("#total dd").first).to_be_visible(timeout=60_000)
+
+
+def reload(page: Page, witness: Witness) -> None:
+    """Open the page anew; Gradio's client complains of each request that this breaks off."""
+    page.reload()
+    settle(page)
+    witness.complaints = [said for said in witness.complaints if not said.startswith(BROKEN_OFF)]
 
 
 def unfold(page: Page, card: str) -> None:

@@ -17,17 +17,19 @@ import torch
 from huggingface_hub import constants
 from kept import save, write_run
 from local_hub import SHA, Hub
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sorting import LABELS, make_sorter
 
-from lora_studio.adapters import intake, lineage
+from lora_studio.adapters import intake, lineage, shrinking, weights
 from lora_studio.adapters.configuration import CONFIG, WEIGHTS
 from lora_studio.cases.machine import Machine
 from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Pane
 from lora_studio.cli.main import main
 from lora_studio.errors import AdapterError, ModelError, StudioError
-from lora_studio.library.arrivals import take_in
+from lora_studio.library import arrivals
+from lora_studio.library.arrivals import make_smaller, take_in
 from lora_studio.library.entries import Table
 from lora_studio.library.names import PEFT, Origin, resolve, write_origin
 from lora_studio.models.fingerprint import weights_fingerprint
@@ -142,6 +144,16 @@ def refusal_beside(settings: Settings, what: Path) -> StudioError:
         take_in(str(what), settings.adapters, settings)
     assert files(settings.adapters) == before
     return caught.value
+
+
+@pytest.mark.parametrize("what", [".", "../adapter", "adapter", "./adapter/"])
+def test_a_folder_named_from_within_is_called_after_its_run(
+    settings: Settings, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "sea-poems-1" / "adapter")
+    monkeypatch.chdir(folder if what.startswith(("../", ".")) and what != "./adapter/"
+                      else folder.parent)  # fmt: skip
+    assert take_in(what, settings.adapters, settings)["id"] == "sea-poems-1-a1"
 
 
 def test_a_classifier_brings_the_names_of_its_classes(
@@ -302,6 +314,45 @@ def test_a_full_disk_is_said_before_anything_is_copied(
     assert refusal(settings, adapter).key == "library.disk_full"
 
 
+def test_a_disk_that_fills_at_the_last_note_leaves_nothing(
+    settings: Settings, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(arrivals, "write_origin", full)
+    error = refusal(settings, adapter)
+    assert (error.key, error.values["name"]) == ("library.not_readable", "harbour")
+
+
+def test_a_disk_that_fills_while_a_smaller_one_is_written_leaves_nothing(
+    settings: Settings, base: str, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    taken = take_in(str(adapter), settings.adapters, settings)["id"]
+    before = files(settings.adapters)
+    monkeypatch.setattr(shrinking, "save_file", full)
+    with pytest.raises(AdapterError, match="No space left") as caught:
+        make_smaller(resolve(taken, settings), 2, settings.adapters)
+    assert caught.value.key == "library.not_readable"
+    assert files(settings.adapters) == before
+
+
+def test_names_of_modules_are_known_without_their_numbers(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {key.removeprefix("base_model.model.").partition(".lora_")[0]
+             for key in load_file(adapter / WEIGHTS)}  # fmt: skip
+
+    def unwanted(*_: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(weights, "read_tensors", unwanted)
+    assert arrivals._modules(adapter) == names
+
+
 def broken(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -428,7 +479,7 @@ def test_a_base_of_another_name_is_taken_with_a_warning_that_stays(
     assert told.out.strip() == "harbour-a1"
     assert ("Warning" in told.err and str(doubted) in told.err) == (doubted is not None)
     assert resolve("harbour-a1", settings).trained_on == doubted
-    entry = Table(settings).entry("harbour-a1")
+    (entry,) = Table(settings).entries()
     assert (entry.doubt is not None) == (doubted is not None)
     if doubted:
         assert doubted in str(entry.doubt) and "tiny" in str(entry.doubt)
@@ -588,6 +639,7 @@ def test_a_smaller_adapter_is_a_new_one_that_says_what_it_lost(
     assert main(["shrink", "nobody", "--rank", "1"]) == 1
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
+    assert "would lose" not in shown
     assert "harbour-a1" in shown
     assert str(settings.adapters) not in shown
     assert {folder.name for folder in settings.adapters.iterdir()} == {
@@ -624,6 +676,7 @@ def test_a_smaller_adapter_and_a_zip_remember_how_their_run_began(
         archive.extractall(tmp_path / "out")
     (tmp_path / "out" / lineage.NAME).unlink()  # this base is not the one
     found = take_in(str(tmp_path / "out"), settings.adapters, settings, base=base)
+    assert resolve(found["id"], settings).precision == "nf4"
     recipe = resolve(found["id"], settings).read_recipe()
     assert recipe is not None and recipe.adapter.init_lora_weights == "loftq"
 

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from lora_studio.adapters import weights
 from lora_studio.adapters.configuration import (
     CONFIG,
     FOREIGN,
@@ -23,9 +24,10 @@ from lora_studio.adapters.configuration import (
     SETTINGS,
     WEIGHTS,
 )
-from lora_studio.adapters.factors import read_factors
-from lora_studio.adapters.reading import BaseLayout, read_adapter
+from lora_studio.adapters.factors import Factors, factors_of
+from lora_studio.adapters.reading import BaseLayout, read_adapter, read_config
 from lora_studio.adapters.shrinking import shrink
+from lora_studio.adapters.weights import read_tensors
 from lora_studio.chat.engine import Engine
 from lora_studio.errors import AdapterError
 
@@ -63,6 +65,10 @@ def adapter(layout: BaseLayout, tmp_path: Path) -> Path:
 def configure(adapter: Path, **settings: Any) -> None:
     file = adapter / CONFIG
     file.write_text(json.dumps(json.loads(file.read_text()) | settings), encoding="utf-8")
+
+
+def read_factors(adapter: Path) -> list[Factors]:
+    return factors_of(adapter, read_config(adapter), read_tensors(adapter))
 
 
 def refused(ask: Callable[[], object], key: str) -> str:
@@ -113,6 +119,14 @@ def in_eight_bits(tensors: Tensors) -> None:
     tensors[name] = torch.full((4, 32), float("nan")).to(torch.float8_e4m3fn)
 
 
+def with_imaginary_parts(tensors: Tensors) -> None:
+    tensors[first(tensors)] = torch.zeros(4, 32, dtype=torch.complex64)
+
+
+def whole_numbers(tensors: Tensors) -> None:
+    tensors[first(tensors)] = torch.zeros(4, 32, dtype=torch.int32)
+
+
 def test_an_adapter_that_is_whole_is_read(adapter: Path, layout: BaseLayout) -> None:
     assert len(read_adapter(adapter, layout).lora) == 2 * len(read_factors(adapter)) > 0
 
@@ -123,6 +137,8 @@ def test_an_adapter_that_is_whole_is_read(adapter: Path, layout: BaseLayout) -> 
         (not_a_number, "adapters.not_finite", "earlier checkpoint"),
         (infinite, "adapters.not_finite", "earlier checkpoint"),
         (in_eight_bits, "adapters.not_finite", "earlier checkpoint"),
+        (with_imaginary_parts, "adapters.odd_format", "complex64"),
+        (whole_numbers, "adapters.odd_format", "int32"),
         (missing, "adapters.unusable", "missing tensors"),
         (surplus, "adapters.unusable", "unexpected tensors"),
         (empty, "adapters.unusable", "saved completely"),
@@ -186,6 +202,29 @@ def test_settings_of_another_kind_are_named(
     configure(adapter, **settings)
     for read in (lambda: read_adapter(adapter, layout), lambda: read_factors(adapter)):
         assert f"{name} in its" in refused(read, "adapters.odd_setting")
+
+
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_a_setting_that_is_needed_is_not_guessed(
+    adapter: Path, layout: BaseLayout, name: str
+) -> None:
+    said = json.loads((adapter / CONFIG).read_text())
+    del said[name]
+    (adapter / CONFIG).write_text(json.dumps(said), encoding="utf-8")
+    assert f"{name} in its" in refused(
+        lambda: read_adapter(adapter, layout), "adapters.odd_setting"
+    )
+
+
+def test_weights_that_may_not_be_read_are_said_in_words(
+    adapter: Path, layout: BaseLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(weights, "safe_open", denied)
+    monkeypatch.setattr(weights.zipfile, "is_zipfile", denied)
+    assert "Permission" in refused(lambda: read_adapter(adapter, layout), "adapters.unreadable")
 
 
 def test_every_setting_of_peft_is_believed_refused_or_left_out() -> None:

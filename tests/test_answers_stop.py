@@ -14,6 +14,7 @@ from lora_studio.cases.machine import Machine
 from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.chat.tickets import Tickets
+from lora_studio.errors import StudioError
 from lora_studio.judging.batch import Asked
 from lora_studio.judging.contenders import Contender
 from lora_studio.judging.prompts import Prompt
@@ -72,6 +73,24 @@ def test_in_the_line_a_stop_ends_the_wait_and_disturbs_nobody(studio: Studio) ->
     studio.answers.stop("two")
     assert ends(second) == [("stopped", 0)] * 2
     assert ends(first) == [("length", 40)] * 2
+
+
+def test_who_waits_to_measure_stops_nobody_elses_measurement(studio: Studio) -> None:
+    first = studio.answers.ask(NAME, PANES, Sampling(max_new_tokens=4), asker="one")
+    while "mode" not in next(first):
+        pass
+    second, third = (studio.measurements.evaluate(NAME, asker=who) for who in ("two", "three"))
+    for waiting in (second, third):
+        while "place" not in next(waiting):
+            pass
+    assert ends(first) == [("length", 4)] * 2
+    while next(second).get("stage") != "measure_probe":
+        pass
+    studio.measurements.stop("three")
+    with pytest.raises(StudioError, match="The measurement was stopped"):
+        list(third)
+    *_, last = second
+    assert last["result"].forgetting
 
 
 def test_a_stop_between_two_parts_of_a_list_ends_the_list(studio: Studio, tiny_llama: Path) -> None:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from answering import ASK, make_adapter, peft_logits, untouched_logits
 from safetensors.torch import load_file, save_file
 
-from lora_studio.chat import attaching
+from lora_studio.chat import attaching, base
 from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Pane
-from lora_studio.errors import AdapterError
+from lora_studio.errors import AdapterError, StudioError
 
 # See test_chat_engine.py.
 pytestmark = [
@@ -99,3 +100,36 @@ def test_what_does_not_fit_its_configuration_is_refused_beside_a_good_one(
     assert engine.logits(Pane(messages=ASK)) == untouched_logits(tiny_llama)
     lora = [name for name, _ in engine.model.named_parameters() if "lora_" in name]
     assert all(".adapter0." in name for name in lora)
+
+
+def test_where_memory_runs_out_nothing_of_the_adapter_stays(
+    engine, tiny_llama, tmp_path, monkeypatch
+) -> None:
+    folder = make_adapter(tiny_llama, tmp_path / "second", seed=2)
+    names = [name for name, _ in engine.model.named_parameters()]
+    put_in = attaching.put_in
+
+    def full(*about: object) -> None:
+        put_in(*about)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(base, "put_in", full)
+    with pytest.raises(StudioError) as caught:
+        load(engine, tiny_llama, first=str(tmp_path / "first"), second=folder)
+    assert caught.value.key == "chat.out_of_memory"
+    assert [name for name, _ in engine.model.named_parameters()] == names
+
+
+def test_a_tokenizer_that_cannot_be_read_leaves_nothing_in_the_model(tiny_gpt2, tmp_path) -> None:
+    folders = {
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=2, fan_in_fan_out=True, tokenizer=tiny_gpt2
+        )
+        for name in ("good", "torn")
+    }
+    engine = Engine()
+    load(engine, tiny_gpt2)
+    (tmp_path / "torn" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(StudioError):
+        load(engine, tiny_gpt2, **folders)
+    assert not any("lora_" in name for name, _ in engine.model.named_parameters())

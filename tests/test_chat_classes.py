@@ -58,6 +58,8 @@ def test_each_side_says_what_transformers_and_peft_say(
     engine = loaded(base, {"one": one, "two": two})
     untouched = truth(base)
     found = engine.classify(TEXT, [None, "one", "two", None])
+    tokens = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
+    assert engine.classify(tokens, [None, "one", "two", None]) == found
     assert found[0] == pytest.approx(untouched, abs=1e-6)
     assert found[1] == pytest.approx(truth(base, one), abs=1e-5)
     assert found[2] == pytest.approx(truth(base, two), abs=1e-5)

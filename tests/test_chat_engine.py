@@ -206,6 +206,19 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(shared):
     assert caught.value.values["tokens"] > 511
 
 
+def test_beside_a_prompt_that_leaves_little_room_a_short_one_has_all_of_its_own(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared.model.config.name_or_path)
+    ids = tokenizer(" fox" * 1000)["input_ids"][:500]
+    long, short = Pane(text=tokenizer.decode(ids)), Pane(text="The quick brown")
+    length = len(tokenizer(long.text)["input_ids"])
+    alone = [answer(shared, [pane], max_new_tokens=40) for pane in (short, long)]
+    texts, done, mode = answer(shared, [short, long, short], max_new_tokens=40)
+    assert mode == {"mode": "sequential", "reason": "chat.one_by_one_room"}
+    assert texts == [alone[0][0][0], alone[1][0][0], alone[0][0][0]]
+    assert [done[pane]["tokens"] for pane in range(3)] == [40, 512 - length, 40]
+    assert answer(shared, [short, long], max_new_tokens=5)[2] == {"mode": "batched"}
+
+
 def test_an_answer_ends_where_the_context_ends(shared):
     room = 5
     ids = AutoTokenizer.from_pretrained(shared.model.config.name_or_path)(" fox" * 1000)
@@ -231,15 +244,12 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(shared, panes, key):
     assert caught.value.key == key
 
 
-def test_asking_before_loading_and_after_unloading_is_refused(tiny_llama):
+def test_asking_before_loading_is_refused():
     engine = Engine()
-    for _ in range(2):
-        with pytest.raises(StudioError) as caught:
-            answer(engine, [BASE])
-        assert caught.value.key == "chat.not_loaded"
-        engine.load(str(tiny_llama), "fp32", "cpu", {})
-        engine.unload()
-        assert engine.model is None
+    assert engine.model is None
+    with pytest.raises(StudioError) as caught:
+        answer(engine, [BASE])
+    assert caught.value.key == "chat.not_loaded"
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0}, {"top_p": 2}, {"max_new_tokens": 0}])
@@ -294,6 +304,30 @@ def test_a_base_without_a_template_is_asked_with_the_adapters(tiny_gpt2, tiny_ll
     assert tokenizer.eos_token_id in engine._loaded.end_ids
     engine.load(str(tiny_gpt2), "fp32", "cpu", {})
     assert engine._loaded.tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+def test_adapters_of_two_chat_templates_are_not_asked_together(tiny_gpt2, tiny_llama, tmp_path):
+    folders = {
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=1, fan_in_fan_out=True, tokenizer=tiny_llama
+        )
+        for name in ("first", "same", "other")
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folders["other"])
+    engine = Engine()
+    engine.load(str(tiny_gpt2), "fp32", "cpu", {one: folders[one] for one in ("first", "same")})
+    before = engine.logits(FIRST)
+    with pytest.raises(AdapterError) as caught:
+        engine.load(
+            str(tiny_gpt2), "fp32", "cpu", {one: folders[one] for one in ("first", "other")}
+        )
+    assert caught.value.key == "chat.other_template"
+    assert caught.value.values == {"name": "other", "other": "first"}
+    assert engine.logits(FIRST) == before
+    engine.load(str(tiny_gpt2), "fp32", "cpu", {"other": folders["other"]})
+    assert engine._loaded.tokenizer.chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

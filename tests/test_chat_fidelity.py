@@ -53,12 +53,12 @@ def loaded(base: Path, adapters: dict[str, str], precision: str = "fp32") -> Eng
 
 
 def untouched(engine: Engine) -> bool:
-    """Tell whether no layer holds a forward or a hook of an answer that is over."""
+    """Tell whether no layer holds a forward, a hook or an adapter of an answer that is over."""
     modules = list(engine.model.modules())
     return not any(
         module._forward_pre_hooks
         or module._forward_hooks
-        or (isinstance(module, LoraLayer) and "forward" in vars(module))
+        or (isinstance(module, LoraLayer) and ("forward" in vars(module) or module.active_adapters))
         for module in modules
     )
 
@@ -90,6 +90,16 @@ def test_dora_on_an_int8_base_is_refused_and_the_base_is_as_it_was(tiny_llama, a
         engine.load(str(tiny_llama), "int8", "cpu", {"dora": adapters["dora"]})
     assert caught.value.key == "chat.dora_in_int8"
     assert engine.logits(BASE) == before
+
+
+def test_after_an_adapter_in_layers_that_peft_alone_computes(tiny_llama, tmp_path) -> None:
+    about = {"target_modules": [], "target_parameters": ["up_proj.weight"]}
+    truth = untouched_logits(tiny_llama)
+    engine = loaded(tiny_llama, {"one": make_adapter(tiny_llama, tmp_path, seed=5, **about)})
+    assert answer(engine, [BASE, ONE], max_new_tokens=2)[2]["mode"] == "sequential"
+    assert engine.logits(ONE) != truth
+    assert untouched(engine)
+    assert engine.logits(BASE) == truth
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
@@ -187,6 +197,23 @@ def test_the_base_beside_a_broken_adapter_of_one_batch_is_still_the_base(
         if "lora_B" in name and "adapter0" in name:
             parameter.data.fill_(float("nan"))
     assert answer(engine, [ONE, BASE, ONE])[0][1] == alone
+
+
+def test_a_base_whose_weights_were_replaced_in_its_folder_is_loaded_anew(
+    tiny_llama, adapters, tmp_path
+) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    fingerprints = {"one": weights_fingerprint(base)}
+    engine = loaded(base, {})
+    assert engine.logits(BASE) == untouched_logits(tiny_llama)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    model.save_pretrained(base)
+    with pytest.raises(AdapterError) as caught:
+        engine.load(str(base), "fp32", "cpu", {"one": adapters["one"]}, fingerprints=fingerprints)
+    assert caught.value.key == "chat.other_base"
+    assert engine.logits(BASE) == untouched_logits(base) != untouched_logits(tiny_llama)
 
 
 def test_an_adapter_of_other_weights_of_the_same_shape_is_refused_by_fingerprint(

@@ -173,6 +173,16 @@ def test_what_a_child_has_started_ends_with_it(child):
     items.close()
 
 
+def test_of_a_child_that_is_gone_the_number_is_not_looked_up_again(child, monkeypatch):
+    child.call("add", number=1)
+    os.kill(child.pid, signal.SIGKILL)
+    assert wait_until(lambda: not child.alive)
+    looked_up = []
+    monkeypatch.setattr("lora_studio.child._end_children", looked_up.append)
+    child.close()
+    assert looked_up == []
+
+
 def test_a_stream_never_read_costs_nothing(child):
     child.stream("numbers", end=10**9)
     assert child.call("add", number=5) == 15

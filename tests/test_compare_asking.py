@@ -15,8 +15,9 @@ import pytest
 from lora_studio.chat.request import Sampling
 from lora_studio.errors import StudioError
 from lora_studio.judging.contenders import Contender, Loaded
+from lora_studio.judging.prompts import LONGEST_CHARACTERS
 from lora_studio.ui import compare_panes, manner
-from lora_studio.ui.asking import MOST_CHARS, Terms, again, asking, go_on
+from lora_studio.ui.asking import Terms, again, asking, going_on
 from lora_studio.ui.compare import CompareTab
 from lora_studio.ui.conversation import Conversation, Floor
 from lora_studio.ui.language import Voice
@@ -59,6 +60,11 @@ def answered(
         conversation.take(pane, text(pane, said))
         conversation.take(pane, done(pane, reason))
     return conversation
+
+
+def studio_of(loaded: Loaded) -> Any:
+    """A studio in which this stands behind the names."""
+    return SimpleNamespace(judging=SimpleNamespace(loaded=lambda *_: loaded))
 
 
 def titles(conversation: Conversation) -> list[str]:
@@ -127,6 +133,7 @@ def test_a_told_blind_question_that_is_asked_again_is_hidden_anew() -> None:
 def test_while_answers_go_on_nobody_votes_and_the_old_vote_is_known_to_be_replaced() -> None:
     before = answered("I.", "The", reason="length", under=terms(greedy=False, temperature=0.7))
     before.vote, before.verdict = 7, 1
+    go_on = going_on(studio_of(Loaded()))
     asked = go_on(before, terms(BASE, WEAK, max_new_tokens=64))
     conversation = asked.conversation
     assert not conversation.is_answered
@@ -140,6 +147,25 @@ def test_while_answers_go_on_nobody_votes_and_the_old_vote_is_known_to_be_replac
         go_on(conversation, terms())
 
 
+def test_answers_go_on_under_the_seeds_that_they_began_with() -> None:
+    go_on = going_on(studio_of(Loaded()))
+    for apart in (False, True):
+        under = replace(terms(greedy=False), apart=apart)
+        before = answered("I.", "The", reason="length", under=under)
+        began = asking("Who?")(Conversation(), under).panes
+        asked = go_on(before, replace(under, apart=not apart))
+        assert [pane.seed for pane in asked.panes] == [pane.seed for pane in began]
+
+
+def test_answers_of_other_weights_do_not_go_on() -> None:
+    was = Loaded(precision="bf16", weights={"sea-1": "0f"})
+    before = answered("I.", "The", reason="length", under=replace(terms(), loaded=was))
+    assert going_on(studio_of(was))(before, terms()).panes
+    for now in (replace(was, precision="nf4"), replace(was, weights={"sea-1": "f0"})):
+        with pytest.raises(StudioError, match="Ask again instead"):
+            going_on(studio_of(now))(before, terms())
+
+
 # What is asked
 
 
@@ -150,7 +176,7 @@ def test_nothing_and_too_much_are_said_and_change_nothing(number: int | None) ->
         with pytest.raises(StudioError, match="Type a question first"):
             asking(" \n", number)(before, terms(as_text=as_text))
     with pytest.raises(StudioError, match="100,000"):
-        asking("x" * (MOST_CHARS + 1), number)(before, terms())
+        asking("x" * (LONGEST_CHARACTERS + 1), number)(before, terms())
     for place in (-1, 1):
         with pytest.raises(StudioError, match="Ask a question first"):
             asking("Where?", place)(before, terms())
@@ -388,6 +414,15 @@ def test_differences_of_answers_that_are_no_longer_shown_are_dropped(open_tab) -
         *_, last = stream
         assert ("ls-differ" in str(last[0])) is is_shown
         assert last[-1] == ""
+
+
+def test_win_rates_are_those_on_the_base_that_is_chosen(open_tab) -> None:
+    tab, studio = open_tab()
+    bases: list[str | None] = []
+    studio.judging.votes = SimpleNamespace(unshared=lambda _: 0)
+    studio.judging.win_rates = lambda base: bases.append(base) or []
+    tab.tab.judge.standings("sea-1", tab.request)
+    assert bases == ["starter"]
 
 
 def test_a_question_that_is_being_typed_is_left_alone_by_again(open_tab) -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import App, Visit
+from browser import App, Visit, Witness
 from kept import write_answering
-from person import SLOW_MS, put, settle, unfold
+from person import SLOW_MS, put, reload, unfold
 from playwright.sync_api import Locator, Page, expect
 
 from lora_studio.chat.request import Sampling
@@ -303,7 +303,9 @@ def test_four_adapters_are_coloured_and_prompts_that_differ_name_their_panes(
     expect(page.locator("#prompt-text")).to_contain_text(say("page.prompt_none"))
 
 
-def test_measuring_says_what_it_lacks_and_keeps_what_it_finds(open_compare: Open, app: App) -> None:
+def test_measuring_says_what_it_lacks_and_keeps_what_it_finds(
+    open_compare: Open, app: App, witness: Witness
+) -> None:
     page = open_compare()
     unfold(page, "measure")
     put(page, "measure-answers", 0)
@@ -313,8 +315,7 @@ def test_measuring_says_what_it_lacks_and_keeps_what_it_finds(open_compare: Open
     expect(found).to_contain_text("on a general text (ko)")
     expect(page.locator("#measure-start")).to_be_enabled()
     assert (app.home / "runs" / "sea-1" / "measurements.json").is_file()
-    page.reload()
-    settle(page)
+    reload(page, witness)
     page.click("#tab-compare-button")
     unfold(page, "measure")
     expect(page.locator("#measure-found")).to_contain_text("on a general text (en)")

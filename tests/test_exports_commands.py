@@ -168,6 +168,20 @@ def test_snippets_name_the_adapter_its_base_and_what_was_exported(
     assert found["ollama"].startswith("ollama create mine-ollama -f ")
 
 
+def test_an_adapter_that_sorts_is_offered_nothing_that_writes(
+    studio, adapter, settings, tiny_llama
+):
+    origin = Origin(kind="folder", of="mine", source=str(tiny_llama), labels=("good", "bad"))
+    write_origin(adapter.parent, origin)
+    (settings.exports / "mine-merged").mkdir(parents=True)
+    write_record(settings.exports / "mine-merged", studio.adapters.resolve("mine"))
+    (found,) = studio.shipping.snippets("mine")
+    assert found.name == "python"
+    ast.parse(found.text)
+    assert "AutoModelForSequenceClassification" in found.text
+    assert f'AutoConfig.from_pretrained("{adapter}")' in found.text
+
+
 @pytest.mark.parametrize("name", ["고객-1-ollama", "-1-ollama", "a" * 90])
 def test_ollama_is_told_a_name_that_it_takes(name, tmp_path):
     (found,) = snippets.of_ollama(name, tmp_path / name)
@@ -189,7 +203,8 @@ def test_ollama_is_told_a_name_that_it_takes(name, tmp_path):
     ],
 )
 def test_vllm_is_told_a_rank_that_it_takes_or_is_not_offered(config, rank, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    said = {"peft_type": "LORA", "lora_alpha": 8} | config
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     found = {one.name: one.text for one in snippets.of_adapter("a", tmp_path, "owner/base")}
     assert ("vllm" in found) == (rank is not None)
     assert rank is None or found["vllm"].endswith(f"--max-lora-rank {rank}\n")

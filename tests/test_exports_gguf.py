@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import sys
 import zipfile
@@ -232,6 +233,18 @@ def test_what_the_converter_says_becomes_a_sentence(said, key, value):
     assert error.key == f"shipping.gguf_{key}"
     assert value in str(error)
     assert "/m/" not in str(error)
+
+
+def test_the_converter_finds_what_python_was_told_to_look_for(tmp_path, monkeypatch):
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "convert_hf_to_gguf.py").write_text(
+        "import os, sys\n"
+        "open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write(os.environ['PYTHONPATH'])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", "/packages")
+    target = tmp_path / "a.gguf"
+    converter.convert(tmp_path / "tool", tmp_path, target, "f16", silent)
+    assert target.read_text().split(os.pathsep) == [str(tmp_path / "tool"), "/packages"]
 
 
 def test_the_converter_is_fetched_once_and_only_the_expected_file(tmp_path, settings, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from lora_studio.errors import StudioError
 from lora_studio.exports import publishing, sending
 from lora_studio.exports.card import hub_card
 from lora_studio.exports.facts import Facts, facts_of
+from lora_studio.exports.foreseen import INDEX
 from lora_studio.exports.orders import Publication
+from lora_studio.exports.packing import pack
 from lora_studio.exports.publishing import bring
+from lora_studio.exports.remarks import on_push
 from lora_studio.library.arrivals import make_smaller
 from lora_studio.library.names import PEFT, Named, Origin, resolve, write_origin
 from lora_studio.measuring import measurements
@@ -212,13 +216,13 @@ def test_a_recipe_that_cannot_be_read_stays_here(hub, online, imported):
 
 
 def test_a_zip_to_pass_on_holds_no_prompts_and_paths(trained, tmp_path, tiny_llama):
-    file = zip_adapter(trained.folder, tmp_path / "out" / "a.zip")
+    recipe = trained.read_recipe()
+    file = zip_adapter(trained.folder, tmp_path / "out" / "a.zip", recipe=recipe)
     with zipfile.ZipFile(file) as archive:
         assert set(archive.namelist()) == {one.name for one in adapter_files(trained.folder)}
         text = archive.read("recipe.yaml").decode()
     assert not any(own in text for own in (str(tmp_path), str(tiny_llama), *OWN))
     assert Recipe.from_yaml(text).name == "mine"
-    (trained.folder / "recipe.yaml").write_text("prompts: [What did Ada write?\n")
     with zipfile.ZipFile(zip_adapter(trained.folder, file)) as archive:
         assert "recipe.yaml" not in archive.namelist()
 
@@ -231,9 +235,36 @@ def test_a_file_that_names_a_folder_of_this_machine_stops_everything(hub, online
     assert hub.made == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "is_named"),
+    [
+        ("It lies in /data.", True),
+        ("/data/letters.jsonl", True),
+        ('{"folder": "/data"}', True),
+        ("file:///data/letters.jsonl", True),
+        ("글은 /data에 있어요", True),
+        ("https://huggingface.co/datasets/ada/letters", False),
+        ("https://data.example.org", False),
+        ("https://example.org/data/letters", False),
+        ("/data-2/letters", False),
+        ("/database and /data.old", False),
+        ("./data/letters", False),
+    ],
+)
+def test_a_folder_is_named_where_its_whole_path_stands(text, is_named, hub, online, trained):
+    (trained.folder / "chat_template.jinja").write_text(f"{{# {text} #}}")
+    facts = facts_of(trained, None, online)
+    stage = online.home / "stage"
+    stage.mkdir()
+    files = adapter_files(trained.folder)
+    wanted = pytest.raises(StudioError, match="chat_template") if is_named else nullcontext()
+    with wanted:
+        pack(facts, files, stage, private=[Path("/data"), Path("/")], names_dataset=False)
+
+
 def test_the_card_says_what_is_known(hub, online, trained, monkeypatch):
     found = measurements.Measured(
-        adapter=trained.name, weights=measurements.weights_of(trained.folder), measured_at="",
+        adapter=trained.name, weights=trained.weights(), measured_at="",
         seconds=1.0, base="b", precision="fp32", device="cpu", held_out=1, seed=1,
         loss=measurements.Loss(
             rows=1, tokens=9, mean=measurements.Compared(base=3.0, adapter=2.0)
@@ -432,6 +463,40 @@ def test_a_repository_that_is_there_is_left_alone_unless_it_is_to_be_updated(hub
     assert len(hub.made["owner/mine"].commits) == 1
     pushed(trained, online, updates=True)
     assert len(hub.made["owner/mine"].commits) == 2
+
+
+def test_files_of_an_earlier_push_that_are_in_the_way_go_with_the_next(hub, online, trained):
+    made = hub.made["owner/mine"] = Made({"visibility": "private"})
+    old = ["adapter_config.json", "adapter_model.safetensors", "curves.png", "lora_studio.json"]
+    made.files = dict.fromkeys([*old, "notes.md", "model/a.safetensors"], b"earlier")
+
+    dry = pushed(trained, online, merged=True, updates=True, is_dry=True)
+    assert dry.deleted == [name for name in old if name != "curves.png"]
+    assert made.files.keys() >= set(old)
+    assert pushed(trained, online, merged=True, is_dry=True).deleted == []
+    done = pushed(trained, online, merged=True, updates=True)
+    assert done.deleted == dry.deleted
+    assert "adapter_config.json" not in made.files
+    assert made.files.keys() >= {"model.safetensors", "notes.md", "model/a.safetensors"}
+
+    made.files["model-00001-of-00002.safetensors"] = b"earlier"
+    made.files["model.safetensors.index.json"] = b"earlier"
+    back = pushed(trained, online, updates=True)
+    assert back.deleted == [
+        "model-00001-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json",
+    ]  # fmt: skip
+    assert not any(name.startswith("model") and "/" not in name for name in made.files)
+    *_, said = on_push(back.to_dict())
+    assert said == ("shipping.deletes", {"where": "owner/mine", "files": back.deleted})
+
+
+def test_of_a_repository_whose_files_are_not_told_nothing_is_deleted():
+    place = sending.Place(exists=True, files=None)
+    assert place.holds_files
+    assert place.stale([]) == []
+    shards = frozenset({".gitattributes", "model-00001-of-00002.safetensors", INDEX})
+    assert sending.Place(exists=True, files=shards).stale(["model-*.safetensors", INDEX]) == []
+    assert not sending.Place(exists=True, files=frozenset({".gitattributes"})).holds_files
 
 
 @pytest.mark.parametrize(

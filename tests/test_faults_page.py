@@ -114,4 +114,7 @@ def test_a_run_outlives_its_page_and_two_apps_and_is_started_once_by_them(
     assert second.update().ending["kept"]
     assert starts_of(first.folder) == 2
     other.end_runs()
-    witness.complaints.clear()  # an app that is killed answers nobody
+    # An app that is killed answers nobody.
+    for page in (here, there, found):
+        page.context.close()
+    witness.complaints.clear()

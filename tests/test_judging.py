@@ -20,7 +20,7 @@ from lora_studio.errors import StudioError
 from lora_studio.judging.blind import Shuffled, letter
 from lora_studio.judging.contenders import Contender
 from lora_studio.judging.exporting import preferences_jsonl, votes_csv, votes_jsonl
-from lora_studio.judging.prompts import parse_prompts
+from lora_studio.judging.prompts import Prompt, as_lines, parse_prompts
 from lora_studio.judging.store import VoteStore
 from lora_studio.judging.tables import STEPS, VERSION
 from lora_studio.judging.votes import Question, Said, Verdict, Vote
@@ -238,6 +238,16 @@ def test_the_best_of_several_wins_against_each_and_of_the_others_nothing_is_know
     assert found == {("cafe-1", "(base)"): (1, 0), ("cafe-1×0.5", "cafe-1"): (0, 1)}
 
 
+def test_a_vote_counts_once_for_two_contenders_in_however_many_panes_they_stood(
+    store: VoteStore,
+) -> None:
+    answers = ((BASE, "a"), (BASE, "b"), (CAFE, "c"))
+    for number, verdict in enumerate([2] * 10 + [0, 1] * 5 + ["tie", "bad"]):
+        store.cast(vote(verdict, asked=str(number), answers=answers, weights="0a1b2c"))  # type: ignore[arg-type]
+    tally = rate_of(store).all
+    assert (tally.wins, tally.losses, tally.ties) == (10, 10, 2)
+
+
 def test_a_tie_and_all_bad_are_half_a_win(store: VoteStore) -> None:
     for number, verdict in enumerate([1, 1, "tie", "bad"]):
         store.cast(vote(verdict, asked=str(number)))  # type: ignore[arg-type]
@@ -395,9 +405,7 @@ def test_a_blind_order_is_drawn_and_leads_back_to_the_panes() -> None:
     assert Shuffled.draw(4, 7) == Shuffled.draw(4, 7)
     assert len({Shuffled.draw(4).order for _ in range(200)}) > 10
     order = Shuffled((2, 0, 1))
-    assert order.shown(["base", "a", "b"]) == ["b", "base", "a"]
     assert [order.pane_at(place) for place in range(3)] == [2, 0, 1]
-    assert [order.place_of(pane) for pane in range(3)] == [1, 2, 0]
     assert Shuffled.open(2).order == (0, 1)
     assert [letter(place) for place in range(4)] == ["A", "B", "C", "D"]
 
@@ -489,9 +497,26 @@ def test_a_pasted_conversation_keeps_its_turns_and_gives_its_last_answer_as_refe
     assert (prompt.question, prompt.reference) == ("Two and two?", "4")
 
 
+def test_prompts_that_are_written_as_lines_are_read_as_they_were() -> None:
+    prompts = [
+        Prompt.of("Two and\ntwo?", system="Be brief.", reference="4"),
+        Prompt.of("누구?"),
+        Prompt(
+            messages=(
+                {"role": "user", "content": "Hi."},
+                {"role": "assistant", "content": "Hello."},
+                {"role": "user", "content": "Who?"},
+            ),
+            reference="Me.",
+        ),
+    ]
+    assert parse_prompts(as_lines(prompts)) == prompts
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("[" * 200_000, "Line 1 is not valid JSON"),
         (" \n ", "There are no prompts yet"),
         ('{"prompt": "One?"}\n{"prompt": ', "Line 2 is not valid JSON"),
         ('[{"prompt": "One?"}, 2]', "Item 2 holds no question"),

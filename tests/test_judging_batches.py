@@ -14,8 +14,8 @@ import pytest
 
 from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import StudioError
-from lora_studio.judging.batch import Asked, Batch, listed
-from lora_studio.judging.contenders import Contender
+from lora_studio.judging.batch import Answer, Asked, Batch, known, listed
+from lora_studio.judging.contenders import Contender, Loaded
 from lora_studio.judging.filling import fill
 from lora_studio.judging.prompts import Prompt
 
@@ -47,10 +47,11 @@ class Answering:
         stops_after: int = 10**6,
         room: int = 10**6,
         reason: str = "end",
+        fails_after: int = 10**6,
     ) -> None:
         self.calls: list[list[Pane]] = []
         self._refuses, self._stops_after, self._room = refuses, stops_after, room
-        self._reason = reason
+        self._reason, self._fails_after = reason, fails_after
 
     def __call__(self, panes: Sequence[Pane], sampling: Sampling) -> Iterator[dict[str, Any]]:
         self.calls.append(list(panes))
@@ -62,6 +63,8 @@ class Answering:
         yield {"stage": "load", "done": 0, "total": 0}
         yield {"mode": "batched"}
         for at, pane in enumerate(panes):
+            if at == self._fails_after:
+                raise StudioError("chat.out_of_memory")
             yield {"pane": at, "text": f" {pane.adapter}: "}
             yield {"pane": at, "text": question(pane)}
             reason = "stopped" if stopped else self._reason
@@ -107,6 +110,70 @@ def test_where_memory_does_not_suffice_prompts_are_asked_one_by_one(tmp_path: Pa
     assert [len(panes) for panes in asks.calls] == [6, 2, 2, 2]
     with pytest.raises(StudioError, match="Memory ran out"):
         list(fill(Batch.start(tmp_path, asked_of(BASE, CAFE, prompts=3)), Answering(room=1)))
+
+
+def test_only_answers_that_are_not_there_are_asked_for_again(tmp_path: Path) -> None:
+    batch = Batch.start(tmp_path, asked_of(BASE, CAFE, prompts=3))
+    asks = Answering(fails_after=3)
+    assert numbers(fill(batch, asks)) == [0, 1, 2, 3]
+    assert [len(panes) for panes in asks.calls] == [6, 1, 2]
+    assert texts(batch) == [[f"None: q{at}", f"cafe-1: q{at}"] for at in range(3)]
+    lines = (tmp_path / f"{batch.name}.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 6
+
+
+def test_an_answer_that_is_there_stays_where_the_rest_of_its_prompt_is_refused(
+    tmp_path: Path,
+) -> None:
+    batch = Batch.start(tmp_path, asked_of(BASE, CAFE, prompts=1))
+    batch.add(0, 0, Answer(text="mine", tokens=1, seconds=1.0, reason="end"))
+    list(fill(batch, Answering(refuses="q0")))
+    assert [batch.answers[0, who].reason for who in range(2)] == ["end", "refused"]
+
+
+def test_a_table_keeps_what_stood_behind_its_names(tmp_path: Path) -> None:
+    loaded = Loaded(precision="bf16", weights={"cafe-1": "0a1b2c"})
+    batch = Batch.start(tmp_path, asked_of(BASE, CAFE, loaded=loaded))
+    kept = Batch.open(tmp_path, batch.name).asked.loaded
+    assert kept == loaded
+    assert kept.changed(loaded) == ""
+    assert kept.changed(Loaded(precision="nf4", weights={"cafe-1": "ff"})) == "cafe-1, bf16 → nf4"
+    assert Loaded().changed(loaded) == ""
+
+
+def test_a_disk_that_takes_no_more_is_said_in_words_and_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch.start(tmp_path, asked_of(BASE, CAFE))
+    answer = Answer(text="mine", tokens=1, seconds=1.0, reason="end")
+    batch.add(0, 0, answer)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_studio.judging.batch._append", full)
+        with pytest.raises(StudioError, match=r"No space left on device.*Make room"):
+            list(fill(batch, Answering()))
+        patch.setattr("lora_studio.judging.batch.write_whole", full)
+        with pytest.raises(StudioError, match=r"could not be begun in .* \(No space left"):
+            Batch.start(tmp_path, asked_of(BASE, CAFE))
+    assert Batch.open(tmp_path, batch.name).answers == {(0, 0): answer}
+
+
+def test_a_list_of_tables_reads_a_file_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch.start(tmp_path, asked_of(BASE, CAFE, prompts=2))
+    opened: list[str] = []
+    read = Batch.open
+    monkeypatch.setattr(Batch, "open", lambda *at: opened.append(at[1]) or read(*at))
+    assert [known(tmp_path, batch.name).done for _ in range(2)] == [0, 0]
+    list(fill(batch, Answering()))
+    assert [(one.done, one.total) for one in [known(tmp_path, batch.name)] * 2] == [(2, 2)] * 2
+    assert opened == [batch.name] * 2
+    with pytest.raises(StudioError, match="There is no table"):
+        known(tmp_path, "gone")
 
 
 def test_a_batch_that_is_closed_goes_on_where_it_was(tmp_path: Path) -> None:

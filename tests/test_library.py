@@ -17,13 +17,14 @@ from kept import write_elsewhere, write_run
 
 from lora_studio.cases.machine import Machine
 from lora_studio.cli.main import main
-from lora_studio.errors import AdapterError, RunError, StudioError
+from lora_studio.errors import AdapterError, ModelError, RecipeError, RunError, StudioError
+from lora_studio.files import size_of
+from lora_studio.hardware import Hardware
 from lora_studio.library import names, trash
 from lora_studio.library.about import ABOUT, About, changed, read_about
-from lora_studio.library.disk import folder_bytes
 from lora_studio.library.entries import COLUMNS, Table
 from lora_studio.library.names import ORIGIN, PEFT, adapter_names, resolve
-from lora_studio.library.shrunk import predicted_error
+from lora_studio.library.shrunk import predicted_errors
 from lora_studio.library.together import MOST_POINTS, curve
 from lora_studio.recipe import Recipe
 from lora_studio.runs.accelerator import Job
@@ -31,7 +32,7 @@ from lora_studio.runs.folder import WEIGHTS, RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
 from lora_studio.studio import Studio
-from lora_studio.ui import library_sheet, library_table, library_xray
+from lora_studio.ui import library_sheet, library_table, library_xray, numbers
 from lora_studio.ui.language import COOKIE, Voice
 from lora_studio.ui.library_together import beside
 
@@ -63,6 +64,18 @@ def test_an_adapter_from_elsewhere_has_the_base_of_its_origin(settings: Settings
     found = resolve("from-afar-a1", settings)
     assert (found.folder, found.source, found.run) == (folder / PEFT, "owner/name", None)
     assert (found.precision, found.seed, found.fingerprint) == ("nf4", 7, None)
+
+
+def test_one_from_elsewhere_answers_where_its_own_format_cannot_be(settings: Settings) -> None:
+    here = Hardware(device="cpu", device_name="a processor", cores=2,
+                    memory_total_bytes=10**9, memory_free_bytes=10**9)  # fmt: skip
+    write_elsewhere(settings, precision="fp16")
+    write_elsewhere(settings, "small-a1", precision="nf4")
+    write_run(settings, precision="fp16")
+    assert resolve("from-afar-a1", settings).precision_on(here) == "fp32"
+    assert resolve("small-a1", settings).precision_on(here) == "nf4"
+    with pytest.raises(ModelError):
+        resolve("poems-1", settings).precision_on(here)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,7 @@ def test_a_row_says_what_the_files_say(settings: Settings, studio: Studio) -> No
     assert (facts.r, facts.lora_alpha, facts.steps, facts.loss) == (4, 12, 3, 1.5)
     assert (
         facts.bytes
-        == folder_bytes(run.path)
+        == size_of(run.path)
         == sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
     )
     assert json.loads(json.dumps(found.to_dict()))["has_adapter"] is True
@@ -148,6 +161,76 @@ def test_half_of_something_is_a_row_with_a_sentence(settings: Settings, studio: 
         "from-afar-a1": "library.broken_origin",
     }
     assert "poems-1" in str(found["poems-1"])
+
+
+def test_a_recipe_that_is_no_text_is_a_sentence_and_offers_nothing(
+    settings: Settings, studio: Studio
+) -> None:
+    write_run(settings)
+    write_run(settings, "other").recipe.write_bytes(b"name: caf\xe9\n")
+    found = {entry.id: entry for entry in studio.library.entries()}
+    assert found["other-1"].facts.has_adapter
+    assert {name: entry.can_answer for name, entry in found.items()} == {
+        "poems-1": True,
+        "other-1": False,
+    }
+    assert studio.library.beside("poems-1") == ["poems-1"]
+    with pytest.raises(RecipeError) as refused:
+        studio.adapters.resolve("other-1")
+    assert "UTF-8" in str(refused.value)
+
+
+def test_what_goes_while_it_is_listed_is_left_out(
+    settings: Settings, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(settings)
+    write_elsewhere(settings)
+    gone = [settings.runs / "gone-1" / "recipe.yaml", settings.adapters / "gone-a1" / ORIGIN]
+    own = Path.glob
+    monkeypatch.setattr(
+        Path, "glob",
+        lambda folder, pattern: [*own(folder, pattern), *(one for one in gone
+                                 if one.is_relative_to(folder) and pattern == f"*/{one.name}")],
+    )  # fmt: skip
+    assert set(ids(studio.library.entries())) == {"poems-1", "from-afar-a1"}
+
+
+def test_beside_an_adapter_stand_its_own_and_then_those_of_its_base(
+    settings: Settings, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_elsewhere(settings)
+    write_elsewhere(settings, "sorter-a1", labels=("no", "yes"))
+    write_elsewhere(settings, "other-a1", source="owner/other")
+    write_run(settings, checkpoints=(2, 4))
+    write_run(settings, "sorts", labels=["no", "yes"])
+    shutil.rmtree(write_run(settings, "empty").adapter)
+    found = studio.library.beside("poems-1@2")
+    assert found == ["poems-1@2", "poems-1", "poems-1@4", "from-afar-a1"]
+    assert studio.library.beside("from-afar-a1") == ["from-afar-a1", "poems-1"]
+    assert studio.library.beside("other-a1") == ["other-a1"]
+
+    def unwanted(*_: Any) -> None:
+        raise AssertionError("resolved one after the other")
+
+    again = Studio(settings, Machine.open(settings, isolated=True))
+    own = names.resolve
+    monkeypatch.setattr(names, "resolve", lambda name, at: (monkeypatch.setattr(
+        names, "resolve", unwanted), own(name, at))[1])  # fmt: skip
+    assert again.library.beside("poems-1@2") == found
+
+
+def test_some_of_the_table_are_chosen_with_one_look(
+    settings: Settings, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        write_run(settings, name)
+    looks: list[int] = []
+    own = Table.entries
+    monkeypatch.setattr(Table, "entries", lambda table: (looks.append(1), own(table))[1])
+    assert ids(studio.library.chosen(["c-1", "a-1", "c-1"])) == ["c-1", "a-1"]
+    assert len(looks) == 1
+    beside(studio, {"ids": ["c-1", "a-1"]}, voice_of("en"))
+    assert len(looks) == 2
 
 
 def test_a_search_has_every_word_anywhere(settings: Settings, studio: Studio) -> None:
@@ -227,6 +310,19 @@ def test_a_kept_table_that_is_broken_is_made_anew(settings: Settings) -> None:
     before = ids(Table(settings).entries())
     (settings.private / "library.json").write_text('{"x": 1}')
     assert ids(Table(settings).entries()) == before
+
+
+def test_a_kept_table_of_another_version_is_made_anew(settings: Settings, studio: Studio) -> None:
+    write_run(settings)
+    before = studio.library.entry("poems-1").facts
+    kept = settings.private / "library.json"
+    said = json.loads(kept.read_text())
+    for _, facts in said.values():
+        del facts["source"]
+    kept.write_text(json.dumps(said))
+    (again,) = Table(settings).entries()
+    assert again.facts == before
+    assert before.source == STARTER
 
 
 def test_the_recorded_run_of_a_space_is_listed_and_stays_as_it_is(tmp_path: Path) -> None:
@@ -391,9 +487,11 @@ def process_of_this_test(run: RunFolder) -> None:
     write_identity(run.process, os.getpid())
 
 
-@pytest.mark.parametrize("used", ["poems-1", "poems-1@2", "other, poems-1@2", "from-afar-a1"])
+@pytest.mark.parametrize(
+    "used", [("poems-1",), ("poems-1@2",), ("other", "poems-1@2"), ("from-afar-a1",)]
+)
 def test_an_adapter_that_answers_is_not_deleted(
-    settings: Settings, tmp_path: Path, used: str
+    settings: Settings, tmp_path: Path, used: tuple[str, ...]
 ) -> None:
     write_run(settings)
     write_elsewhere(settings)
@@ -422,7 +520,7 @@ def test_what_lies_too_long_goes_by_itself(settings: Settings, studio: Studio) -
 
 def test_an_emptied_trash_says_what_is_free_again(settings: Settings, studio: Studio) -> None:
     run = write_run(settings)
-    size = folder_bytes(run.path)
+    size = size_of(run.path)
     studio.library.delete(["poems-1"])
     parts = dict(studio.library.disk().parts)
     assert parts["trash"] >= size
@@ -430,6 +528,41 @@ def test_an_emptied_trash_says_what_is_free_again(settings: Settings, studio: St
     assert studio.library.empty_trash() == parts["trash"]
     assert "trash" not in dict(studio.library.disk().parts)
     assert studio.library.deleted() == []
+
+
+def test_what_is_half_gone_is_emptied_too_and_only_what_went_is_counted(
+    settings: Settings, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(settings, "half")
+    write_run(settings, "stuck")
+    half, stuck = studio.library.delete(["half-1", "stuck-1"])
+    (settings.trash / half / trash.NOTE).unlink()
+    size, whole = (size_of(settings.trash / key) for key in (half, stuck))
+    remove = shutil.rmtree
+
+    def some(folder: Path, **about: Any) -> None:
+        if folder.name != stuck:
+            remove(folder, **about)
+
+    monkeypatch.setattr(trash.shutil, "rmtree", some)
+    assert studio.library.empty_trash() == size
+    assert [place.name for place in settings.trash.iterdir()] == [stuck]
+    monkeypatch.undo()
+    assert studio.library.empty_trash() == whole
+
+
+def test_putting_one_thing_back_reads_nothing_else(
+    settings: Settings, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        write_run(settings, name)
+    keys = studio.library.delete(["a-1", "b-1", "c-1"])
+    read: list[str] = []
+    monkeypatch.setattr(
+        trash, "_read", lambda place, own=trash._read: (read.append(place.name), own(place))[1]
+    )
+    assert studio.library.put_back(keys[:1]) == ["a-1"]
+    assert read == keys[:1]
 
 
 @pytest.mark.parametrize("key", ["", "..", "../runs", "nothing"])
@@ -458,15 +591,13 @@ def test_every_byte_is_counted_once(settings: Settings, studio: Studio) -> None:
     folder = write_elsewhere(settings)
     found = studio.library.disk()
     parts = dict(found.parts)
-    assert parts["checkpoints"] == folder_bytes(run.checkpoints)
-    assert parts["adapters"] == folder_bytes(run.adapter) + folder_bytes(folder)
-    assert parts["runs"] + parts["checkpoints"] + folder_bytes(run.adapter) == folder_bytes(
-        run.path
-    )
+    assert parts["checkpoints"] == size_of(run.checkpoints)
+    assert parts["adapters"] == size_of(run.adapter) + size_of(folder)
+    assert parts["runs"] + parts["checkpoints"] + size_of(run.adapter) == size_of(run.path)
     assert found.free == pytest.approx(shutil.disk_usage(settings.home).free, rel=0.05)
     assert [size for _, size in found.parts] == sorted(parts.values(), reverse=True)
     (settings.home / "link").symlink_to("/")
-    assert folder_bytes(settings.home) < 1e6
+    assert size_of(settings.home) < 1e6
 
 
 def test_side_by_side_is_only_what_differs(settings: Settings, studio: Studio) -> None:
@@ -496,9 +627,9 @@ def test_a_curve_has_few_points_and_its_last(settings: Settings) -> None:
 
 def test_what_a_lower_rank_loses_is_known_from_the_spectrum() -> None:
     modules = [{"singular_values": [2.0, 1.0]}, {"singular_values": [2.0]}]
-    assert predicted_error(modules, 1) == pytest.approx((1 / 9) ** 0.5)
-    assert predicted_error(modules, 0) == 1
-    assert predicted_error(modules, 2) == predicted_error([], 1) == 0
+    assert predicted_errors(modules) == pytest.approx([1, (1 / 9) ** 0.5, 0])
+    assert predicted_errors([]) == [0]
+    assert predicted_errors([{"singular_values": [0.0, 0.0]}]) == [0, 0, 0]
 
 
 # The command line
@@ -523,8 +654,20 @@ def test_the_library_on_the_command_line(
     assert capsys.readouterr().out.strip() == "poems-1"
     assert main(["delete", "poems-2"]) == 1
     assert "poems-2" in capsys.readouterr().err
-    assert main(["adapters", "sub"]) == 1
+    assert main(["adapters", "sub"]) == 2
     assert main(["xray", "nobody"]) == 1
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(settings.home))
+    monkeypatch.setattr(Table, "entries", interrupted)
+    assert main(["adapters"]) == 130
+    assert capsys.readouterr().out == ""
 
 
 # What a browser sends
@@ -585,6 +728,41 @@ def test_an_x_ray_promises_the_size_that_a_lower_rank_has() -> None:
     sizes = [one["size"] for one in value["ranks"]]
     assert sizes == ["6 MB", "7 MB", "8 MB"], "what does not shrink is not counted as if it did"
     assert "3" in value["words"]["said"]
+    lost = [(5.25 / 15.25) ** 0.5, (1.25 / 15.25) ** 0.5, (0.25 / 15.25) ** 0.5]
+    assert [one["error"] for one in value["ranks"]] == [numbers.percent(one) for one in lost]
+
+
+class Spectrum(list[float]):
+    """Singular values that count how often they are gone through."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[float]:
+        self.reads += 1
+        return super().__iter__()
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(at)
+
+
+def test_an_x_ray_of_a_high_rank_goes_through_its_spectra_a_few_times() -> None:
+    spectrum = Spectrum(float(value) for value in range(256, 0, -1))
+    module = {"name": "q", "relative_norm": None, "effective_rank": 9, "rank": 256,
+              "singular_values": spectrum, "bytes_per_rank": 1}  # fmt: skip
+    found = {"modules": [module], "rank": 256, "effective_rank": 9, "beside": 0}
+    value = json.loads(library_xray.value_of("a", "a", 9_000, found, voice_of("en")))
+    assert len(value["ranks"]) == 255
+    assert spectrum.reads < 10
+
+
+def test_a_rank_beyond_every_spectrum_loses_nothing() -> None:
+    module = {"name": "q", "relative_norm": None, "effective_rank": 1, "rank": 4,
+              "singular_values": [2.0, 1.0], "bytes_per_rank": 1}  # fmt: skip
+    found = {"modules": [module], "rank": 4, "effective_rank": 1, "beside": 0}
+    value = json.loads(library_xray.value_of("a", "a", 9, found, voice_of("en")))
+    assert [one["rank"] for one in value["ranks"]] == [1, 2, 3]
+    assert value["ranks"][1]["error"] == value["ranks"][2]["error"]
 
 
 # Where everybody may keep some
@@ -635,7 +813,7 @@ def test_room_is_made_by_the_oldest_that_nobody_needs(
     with shown.adapters.using("old-a1"):
         list(shown.adapters.add(str(tmp_path / "any.zip")))
     assert held(shown) == {"old-a1", "old-a1-r4-a1", "taken-a1"}, "nor one whose files are read"
-    job = Job("compare", "old-a1, old-a1-r4-a1")
+    job = Job("compare", ("old-a1", "old-a1-r4-a1"))
     shown._machine.accelerator.assign(job, os.getpid())
     write_elsewhere(shown.settings, "more-a1")
     shutil.rmtree(shown.settings.adapters / "taken-a1")

@@ -13,6 +13,7 @@ import pytest
 from kept import write_run
 from workers import open_studio
 
+from lora_studio.adapters.configuration import WEIGHTS, weights_of
 from lora_studio.library.names import resolve
 from lora_studio.measuring import measurements
 from lora_studio.measuring.measurements import Answers, Compared, Loss, Measured
@@ -38,7 +39,7 @@ def found_of(name: str, weights: str = "", **about: Any) -> Measured:
 
 def keep(studio: Studio, name: str, **about: Any) -> None:
     named = resolve(name, studio.settings)
-    found = found_of(name, measurements.weights_of(named.folder), **about)
+    found = found_of(name, weights_of(named.folder), **about)
     measurements.keep(named.run.path, found)
 
 
@@ -115,7 +116,7 @@ def test_the_sheet_says_what_was_measured_or_where_it_can_be(studio: Studio) -> 
     assert "poems-1, measured" in sheet("poems-1")
     assert "Measured on 9 of 9 held-out rows." in sheet("poems-1")
     assert say("page.measure_none") in sheet("news-1")
-    (resolve("poems-1", studio.settings).folder / measurements.WEIGHTS).write_bytes(b"others")
+    (resolve("poems-1", studio.settings).folder / WEIGHTS).write_bytes(b"others")
     assert say("page.measure_none") in sheet("poems-1")
     korean: Any = SimpleNamespace(cookies={}, headers={"accept-language": "ko"})
     assert "아직 재지 않았어요" in described(studio, {"id": "news-1"}, Voice(korean))["measured"]

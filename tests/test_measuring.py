@@ -23,7 +23,7 @@ from lora_studio.chat.engine import Engine
 from lora_studio.chat.request import Sampling
 from lora_studio.cli.main import main
 from lora_studio.data.encoding import IGNORE_INDEX
-from lora_studio.errors import RunError, StudioError
+from lora_studio.errors import AdapterError, RunError, StudioError
 from lora_studio.judging.batch import Asked
 from lora_studio.judging.contenders import Contender
 from lora_studio.library.names import PEFT, Origin, write_origin
@@ -42,7 +42,7 @@ from lora_studio.measuring.statistics import compared
 from lora_studio.measuring.wanted import Wanted
 from lora_studio.models.loading import load_tokenizer
 from lora_studio.runs.accelerator import Job
-from lora_studio.runs.folder import RunFolder, create
+from lora_studio.runs.folder import WEIGHTS, RunFolder, create
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 from lora_studio.wording import say
@@ -95,6 +95,11 @@ def evaluated(studio: Studio, name: str, wanted: Wanted = NO_PROBE, **about: Any
     *_, last = studio.measurements.evaluate(name, wanted, **about)
     found: Measured = last["result"]
     return found
+
+
+def kept(studio: Studio, name: str) -> Measured | None:
+    """Return what was measured of an adapter on rows of its own run."""
+    return next((one for one in studio.measurements.read_all(name) if not one.rows_of), None)
 
 
 def rows_of(run: RunFolder) -> list[dict[str, list[int]]]:
@@ -321,11 +326,11 @@ def test_more_is_forgotten_the_more_the_loss_rises() -> None:
 
 
 def test_what_was_measured_is_kept_and_replaced(studio: Studio, run: RunFolder) -> None:
-    assert studio.measurements.read(run.id) is None
+    assert kept(studio, run.id) is None
     first = evaluated(studio, run.id)
-    assert studio.measurements.read(run.id) == first
+    assert kept(studio, run.id) == first
     second = evaluated(studio, run.id, Wanted(rows=2, answers=0, probe=False))
-    assert studio.measurements.read(run.id) == second
+    assert kept(studio, run.id) == second
     fields = json.loads((run.path / measurements.NAME).read_text(encoding="utf-8"))
     assert fields["version"] == 1
     assert fields["loss"]["perplexity"]["base"] == pytest.approx(math.exp(second.loss.mean.base))
@@ -337,14 +342,14 @@ def test_a_file_that_says_something_else_counts_for_nothing(
     studio: Studio, run: RunFolder, text: str
 ) -> None:
     (run.path / measurements.NAME).write_text(text)
-    assert studio.measurements.read(run.id) is None
+    assert kept(studio, run.id) is None
 
 
 def test_other_weights_were_not_measured(studio: Studio, run: RunFolder) -> None:
     evaluated(studio, run.id, Wanted(rows=1, answers=0, probe=False))
-    weights = run.adapter / measurements.WEIGHTS
+    weights = run.adapter / WEIGHTS
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert studio.measurements.read(run.id) is None
+    assert kept(studio, run.id) is None
 
 
 def test_a_checkpoint_is_measured_by_itself_and_kept_beside_its_run(
@@ -356,10 +361,10 @@ def test_a_checkpoint_is_measured_by_itself_and_kept_beside_its_run(
     assert found.adapter == f"{run.id}@{step}"
     assert found.loss.mean.base == pytest.approx(whole.loss.mean.base, abs=1e-6)
     assert found.loss.mean.adapter != whole.loss.mean.adapter
-    assert studio.measurements.read(run.id) == whole
-    assert studio.measurements.read(f"{run.id}@{step}") == found
-    shutil.copyfile(run.adapter / measurements.WEIGHTS, run.checkpoint(step) / measurements.WEIGHTS)
-    assert studio.measurements.read(f"{run.id}@{step}") is None
+    assert kept(studio, run.id) == whole
+    assert kept(studio, f"{run.id}@{step}") == found
+    shutil.copyfile(run.adapter / WEIGHTS, run.checkpoint(step) / WEIGHTS)
+    assert kept(studio, f"{run.id}@{step}") is None
 
 
 def test_an_adapter_that_was_made_smaller_is_measured_on_the_rows_of_its_run(
@@ -372,7 +377,7 @@ def test_an_adapter_that_was_made_smaller_is_measured_on_the_rows_of_its_run(
     found = evaluated(studio, "smaller-a1", Wanted(rows=8, answers=0, probe=False))
     whole = evaluated(studio, run.id, Wanted(rows=8, answers=0, probe=False))
     assert found.loss == whole.loss
-    assert studio.measurements.read("smaller-a1") == found
+    assert kept(studio, "smaller-a1") == found
     *_, last = studio.measurements.compare_losses(run.id, "smaller-a1")
     assert last["result"].mean.base == last["result"].mean.adapter == whole.loss.mean.adapter
 
@@ -417,14 +422,14 @@ def test_rows_of_another_run_are_named_and_those_it_learned_from_are_counted(
         "", 0, ["Measured on 8 of 8 held-out rows."]
     )  # fmt: skip
     assert evaluated(studio, run.id, wanted, rows_of=run.id).rows_of == ""
-    own = studio.measurements.read(run.id)
+    own = kept(studio, run.id)
     found = evaluated(studio, run.id, wanted, rows_of=other.id)
     assert (found.rows_of, found.seen, found.loss.rows) == (other.id, 12, 12)
     assert said_of(found) == [
         "Measured on 12 of the 12 rows that other-1 held out, not on those of its own run.",
         say("measuring.seen", seen="12"),
     ]
-    assert studio.measurements.read(run.id) == own
+    assert kept(studio, run.id) == own
     assert studio.measurements.read_all(run.id) == [own, found]
     fields = json.loads((run.path / measurements.NAME).read_text(encoding="utf-8"))
     assert Measured.from_dict(fields) == own
@@ -467,7 +472,7 @@ def test_what_an_earlier_version_kept_is_still_read(studio: Studio, run: RunFold
     for entry in fields["forgetting"]:
         del entry["perplexity"]
     file.write_text(json.dumps(fields))
-    assert studio.measurements.read(run.id) == found
+    assert kept(studio, run.id) == found
 
 
 def test_a_run_that_held_out_nothing_says_so(studio: Studio, run: RunFolder) -> None:
@@ -505,7 +510,7 @@ def test_a_model_that_gives_no_numbers_is_told_and_nothing_is_kept(
     monkeypatch.setattr(Engine, "score", score)
     with pytest.raises(StudioError, match="its training diverged"):
         evaluated(studio, run.id)
-    assert studio.measurements.read(run.id) is None
+    assert kept(studio, run.id) is None
 
 
 def test_progress_tells_how_far_it_is_and_how_long_it_takes(studio: Studio, run: RunFolder) -> None:
@@ -544,11 +549,11 @@ def test_a_measurement_that_is_closed_leaves_everything_as_it_was(
     work = studio.measurements.evaluate(run.id)
     for event in work:
         if event.get("stage") == "measure_loss":
-            assert studio._machine.accelerator.holder() == Job("evaluate", run.id)
+            assert studio._machine.accelerator.holder() == Job("evaluate", (run.id,))
             break
     work.close()
     assert studio._machine.accelerator.holder() is None
-    assert studio.measurements.read(run.id) == first
+    assert kept(studio, run.id) == first
     assert evaluated(studio, run.id).loss is not None
 
 
@@ -558,7 +563,7 @@ def test_a_stop_ends_it_in_words(studio: Studio, run: RunFolder, stage: str) -> 
         for event in studio.measurements.evaluate(run.id, Wanted(rows=8, answers=8)):
             if event.get("stage") == stage:
                 stopping(studio)
-    assert studio.measurements.read(run.id) is None
+    assert kept(studio, run.id) is None
     assert studio._machine.accelerator.holder() is None
 
 
@@ -590,6 +595,48 @@ def test_nobody_trains_or_compares_while_something_is_measured(
         studio.training.start(recipe)
     rest = list(work)
     assert "result" in rest[-1]
+
+
+def test_nobody_deletes_an_adapter_while_it_is_measured_and_one_that_is_gone_is_a_sentence(
+    studio: Studio, run: RunFolder
+) -> None:
+    work = studio.measurements.evaluate(run.id)
+    next(work)
+    assert studio._machine.accelerator.holder() is None
+    assert studio.adapters.used() == {run.id}
+    (run.adapter / WEIGHTS).unlink()
+    with pytest.raises(AdapterError) as caught:
+        list(work)
+    assert caught.value.key == "library.no_weights"
+    assert studio.adapters.used() == set()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "limited"),
+    [
+        (Wanted(), (64, 16), (64, 16)),
+        (Wanted(rows=8, answers=4), (8, 4), (8, 4)),
+        (Wanted(rows=500, answers=100), (500, 100), (64, 16)),
+        (Wanted(answers=0), (64, 0), (64, 0)),
+    ],
+)
+def test_where_everybody_measures_a_wish_holds_up_to_the_usual(
+    wanted: Wanted, free: tuple[int, int], limited: tuple[int, int]
+) -> None:
+    found = [wanted.settled("cpu", is_limited=is_limited) for is_limited in (False, True)]
+    assert [(one.rows, one.answers) for one in found] == [free, limited]
+
+
+def test_of_a_sorter_that_was_made_smaller_no_loss_is_measured_and_that_is_said(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    run = write_run(tmp_path / "runs" / "sorter-1", str(tiny_llama))
+    make_sorter(tiny_llama, run.adapter, seed=3)
+    studio = open_studio(tmp_path)
+    with pytest.raises(StudioError) as caught:
+        next(studio.measurements.compare_losses(run.id, run.id))
+    assert caught.value.key == "measuring.sorts"
+    assert not studio._machine.bench.alive
 
 
 def test_texts_are_sorted_as_the_engine_sorts_them(tmp_path: Path, tiny_llama: Path) -> None:
@@ -724,7 +771,7 @@ def test_an_expression_that_is_slow_on_what_was_written_costs_nothing_but_its_sc
     assert "match" not in found.answers.scores
     assert "exact" in found.answers.scores
     assert found.notes[0] == "measuring.no_match"
-    assert studio.measurements.read(run.id) == found
+    assert kept(studio, run.id) == found
 
 
 def test_an_expression_that_never_ends_is_given_up_in_words() -> None:
@@ -822,14 +869,14 @@ def test_the_command_prints_what_was_measured(
     some = ["evaluate", run.id, "--rows", "8", "--answers", "2", "--match", "number"]
     assert main([*some, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert Measured.from_dict(fields) == studio.measurements.read(run.id)
+    assert Measured.from_dict(fields) == kept(studio, run.id)
     assert fields["answers"]["match"] == "number"
     assert main(some) == 0
     said = capsys.readouterr().out
     assert f"{run.id}, base → adapter:" in said
     assert "Measured on 8 of 8 held-out rows." in said
     assert f"loss: {fields['loss']['mean']['base']:.4g}" in said
-    assert "on a general text (ko)" in said
+    assert "on a general text (Korean)" in said
     before = fields["forgetting"][0]["perplexity"]["base"]
     assert f"{before:.4g}" in said
     assert main(["show", run.id]) == 0

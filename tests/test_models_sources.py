@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -21,6 +22,7 @@ from lora_studio.errors import ModelError
 from lora_studio.models import hub, sources, starter
 from lora_studio.models.sources import hub_name, local_models, resolve
 from lora_studio.settings import Settings
+from lora_studio.workbench import Workbench
 
 TOKEN = "hf_thisIsASecret"
 
@@ -201,6 +203,24 @@ def test_a_token_with_a_line_break_is_refused_without_quoting_it(local_hub, onli
     assert caught.value.key == "model.token_malformed"
     assert TOKEN not in repr(caught.value)
     assert local_hub.asked == []
+
+
+def test_what_a_token_has_brought_is_used_without_it_but_not_on_a_space(local_hub, online):
+    def bring(settings: Settings, token: str | None = None) -> str:
+        *_, last = Workbench(settings).fetch("owner/name", token)
+        return last["result"]
+
+    local_hub.refusal = (403, "GatedRepo")
+    with pytest.raises(ModelError) as caught:
+        bring(online)
+    assert caught.value.key == "model.gated"
+    local_hub.refusal = None
+    brought = bring(online, TOKEN)
+    local_hub.refusal = (403, "GatedRepo")
+    assert bring(online) == brought
+    with pytest.raises(ModelError) as caught:
+        bring(replace(online, space_id="a/b"))
+    assert caught.value.key == "model.gated"
 
 
 def test_a_space_never_lends_its_own_token(local_hub, tmp_path):

@@ -22,7 +22,7 @@ from person import (
     choose_tiny,
     points_of,
     put,
-    settle,
+    reload,
     start,
     unfold,
     value,
@@ -50,7 +50,6 @@ HEAVY = {"torch", "transformers", "tokenizers", "peft", "trl", "bitsandbytes", "
 LIBRARIES = ("libtorch", "tokenizers", "libbitsandbytes")
 # r·(d_in + d_out) over the tiny Llama's fourteen linear layers.
 TINY_PER_RANK = 1024
-BROKEN_OFF = ("AbortError", "Unexpected error Connection errored out")
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +79,6 @@ def starter_app(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (app.home / "models" / model.name).symlink_to(model)
     with app:
         yield app
-
-
-def reload(page: Page, witness: Witness) -> None:
-    """Open the page anew; Gradio's client complains of each request that this breaks off."""
-    page.reload()
-    settle(page)
-    witness.complaints = [said for said in witness.complaints if not said.startswith(BROKEN_OFF)]
 
 
 def learns(page: Page, rank: int) -> None:

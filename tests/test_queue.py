@@ -228,7 +228,7 @@ def test_an_answer_is_not_broken_off_by_the_next_run(
     settings: Settings, studio: Studio, line: list[str], workers: Workers
 ) -> None:
     workers.finish(line[0])
-    accelerator, job = Accelerator(settings.home), Job("compare", "other")
+    accelerator, job = Accelerator(settings.home), Job("compare", ("other",))
     accelerator.assign(job, os.getpid())
     assert studio.line.start_next() is None
     accelerator.release(job)

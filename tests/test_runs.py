@@ -616,7 +616,7 @@ def test_a_wish_is_as_old_as_when_it_was_first_uttered(folder: RunFolder) -> Non
 
 def test_the_holder_is_whoever_runs(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     accelerator, again = Accelerator(tmp_path), Accelerator(tmp_path)
-    job = Job("training", "a-run-1")
+    job = Job("training", ("a-run-1",))
     assert accelerator.holder() is None
     accelerator.assign(job, sleeper.pid)
     assert again.holder() == job
@@ -632,29 +632,29 @@ def test_a_note_whose_process_is_gone_counts_for_nothing(
     tmp_path: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
     accelerator = Accelerator(tmp_path)
-    accelerator.assign(Job("training", "a-run-1"), sleeper.pid)
+    accelerator.assign(Job("training", ("a-run-1",)), sleeper.pid)
     sleeper.kill()
     sleeper.wait()
     assert accelerator.holder() is None
     accelerator.check(None)
-    accelerator.assign(Job("compare", "b"), os.getpid())
+    accelerator.assign(Job("compare", ("b",)), os.getpid())
     assert accelerator.is_mine()
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", "null", '{"kind": "training"}', '{"other": 1}'])
 def test_a_note_that_cannot_be_read_counts_for_nothing(tmp_path: Path, note: str) -> None:
     accelerator = Accelerator(tmp_path)
-    accelerator.assign(Job("training", "x"), os.getpid())
+    accelerator.assign(Job("training", ("x",)), os.getpid())
     (tmp_path / "accelerator.json").write_text(note, encoding="utf-8")
     assert accelerator.holder() is None
 
 
 def test_only_the_holder_gives_it_back(tmp_path: Path) -> None:
     accelerator = Accelerator(tmp_path)
-    accelerator.assign(Job("compare", "a"), os.getpid())
-    accelerator.release(Job("compare", "b"))
-    assert accelerator.holder() == Job("compare", "a")
-    accelerator.release(Job("compare", "a"))
+    accelerator.assign(Job("compare", ("a",)), os.getpid())
+    accelerator.release(Job("compare", ("b",)))
+    assert accelerator.holder() == Job("compare", ("a",))
+    accelerator.release(Job("compare", ("a",)))
     assert accelerator.holder() is None
 
 
@@ -672,7 +672,7 @@ try:
     with accelerator.guard():
         accelerator.check(None)
         time.sleep(0.05)
-        accelerator.assign(Job("training", name), os.getpid())
+        accelerator.assign(Job("training", (name,)), os.getpid())
     print("won", flush=True)
 except RunError as error:
     print(error, flush=True)

@@ -53,6 +53,8 @@ DAY_S = 24 * 3600
 class Heavy:
     """Stands in for the heavy processes and notes what it is asked."""
 
+    pid = None
+
     def __init__(self) -> None:
         self.asked: list[str] = []
 
@@ -222,7 +224,7 @@ def test_visitors_see_their_own_runs_and_uploads_only(
 def test_another_visitors_job_is_not_disturbed_and_not_named(
     studio: Studio, heavy: Heavy, pairs: Path, kind: str, not_started: Any
 ) -> None:
-    Accelerator(studio.settings.home).assign(Job(kind, "secret-plan-1", "one"), os.getpid())
+    Accelerator(studio.settings.home).assign(Job(kind, ("secret-plan-1",), "one"), os.getpid())
     other = studio.for_visitor("other")
     with pytest.raises(RunError) as raised:
         other.training.start(recipe_of(pairs))

@@ -391,7 +391,7 @@ def test_no_worker_waits_beside_a_job_or_before_another_run(
     settings: Settings, wanted: Wanted, recipe: Recipe
 ) -> None:
     studio = app_of(settings, wanted, recipe)
-    job = Job("training", "other-1")
+    job = Job("training", ("other-1",))
     studio._machine.accelerator.assign(job, os.getpid())
     studio.training.make_ready(recipe)
     assert wanted.environment is None

@@ -9,8 +9,11 @@ import pytest
 from kept import write_run
 
 from lora_studio.cases.machine import Machine
+from lora_studio.chat.request import Sampling
 from lora_studio.errors import StudioError
+from lora_studio.judging.batch import Asked
 from lora_studio.judging.contenders import Contender, Loaded
+from lora_studio.judging.prompts import Prompt
 from lora_studio.judging.store import VoteStore
 from lora_studio.judging.winning import win_rates
 from lora_studio.runs.folder import WEIGHTS
@@ -45,6 +48,14 @@ def test_a_vote_keeps_which_weights_answered_and_how_the_answers_ended(votes: Vo
     assert kept.vote.question.precision == "bf16"
     said = {one.contender.key: (one.weights, one.reason) for one in kept.vote.answers}
     assert said == {"(base)": ({}, "length"), "cafe-1": ({"cafe-1": "0a1b2c"}, "length")}
+
+
+def test_a_vote_tells_whether_each_answer_had_a_seed_of_its_own(votes: VoteStore) -> None:
+    for apart in (False, True):
+        conversation = answered()
+        conversation.apart = apart
+        casting.vote(conversation, 0, votes)
+        assert votes.all()[-1].vote.question.sampling["apart"] is apart
 
 
 def test_only_a_vote_cast_while_names_were_hidden_is_blind(votes: VoteStore) -> None:
@@ -89,7 +100,7 @@ def test_answers_that_went_on_are_voted_on_once_and_not_before_they_end(votes: V
         conversation.take(0, {"text": " More."})
         conversation.take(0, {"done": True, "reason": "length"})
         assert not casting.is_open(conversation)
-        with pytest.raises(StudioError, match="Not all answers are there"):
+        with pytest.raises(StudioError, match="Not every answer is finished"):
             casting.vote(conversation, "bad", votes)
         conversation.take(1, {"done": True, "reason": "length"})
     (kept,) = votes.all()
@@ -118,3 +129,24 @@ def test_what_stands_behind_a_name_is_told_by_its_weights(settings: Settings) ->
         (folder / WEIGHTS).unlink()
     with pytest.raises(StudioError, match="poems-1"):
         judging.loaded("poems-1", [Contender.of("poems-1")])
+
+
+def test_a_table_that_other_weights_began_is_not_filled(settings: Settings) -> None:
+    run = write_run(settings)
+    studio = Studio(settings, Machine.open(settings, isolated=True))
+    judging, asked = studio.judging, [BASE, Contender.of("poems-1")]
+    batch = judging.begin(
+        Asked(
+            base=studio.adapters.resolve("poems-1").source,
+            contenders=tuple(asked),
+            prompts=(Prompt.of("Hello?"),),
+            sampling=Sampling(),
+            loaded=judging.loaded("poems-1", asked),
+        )
+    )
+    assert next(judging.fill(batch, "poems-1"))["done"] == 0
+    (run.adapter / WEIGHTS).write_bytes(b"trained on")
+    with pytest.raises(StudioError, match=r"changed: poems-1\..* Begin a new table"):
+        next(judging.fill(judging.open(batch.name), "poems-1"))
+    (known,) = judging.tables()
+    assert (known.name, known.done, known.total) == (batch.name, 0, 1)

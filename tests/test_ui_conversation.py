@@ -61,8 +61,10 @@ def test_an_edited_question_drops_what_came_after_it() -> None:
 
 def test_answers_under_seeds_of_their_own_differ_by_pane_and_wrap_around() -> None:
     conversation = begun()
-    conversation.seed = 2**32 - 1
-    assert [pane.seed for pane in conversation.panes(apart=True)] == [2**32 - 1, 0]
+    conversation.seed, conversation.apart = 2**32 - 1, True
+    assert [pane.seed for pane in conversation.panes()] == [2**32 - 1, 0]
+    assert [pane.seed for pane in conversation.panes(goes_on=[1])] == [0]
+    conversation.apart = False
     assert [pane.seed for pane in conversation.panes()] == [None, None]
 
 

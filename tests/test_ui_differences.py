@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,12 @@ import pytest
 
 from lora_studio.chat.request import Sampling
 from lora_studio.errors import StudioError
-from lora_studio.judging.batch import Answer, Asked, Batch
+from lora_studio.judging.batch import Answer, Asked, Batch, known
 from lora_studio.judging.contenders import Contender
 from lora_studio.judging.prompts import Prompt
-from lora_studio.ui import batch_table, difference_panel, prompt_panel
+from lora_studio.ui import batch_panel, batch_table, difference_panel, prompt_panel
 from lora_studio.ui.conversation import Conversation
-from lora_studio.ui.difference_text import coloured, stretches
+from lora_studio.ui.difference_text import changed, coloured, stretches
 from lora_studio.ui.language import Voice
 from lora_studio.wording import say
 
@@ -84,6 +85,38 @@ def test_with_several_adapters_the_base_is_coloured_against_one_that_is_named(
     assert [one and one[1] for one in told] == [
         named if place == at else None for place in range(4)
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("the " * 2048, "a the " * 1024 + "b"),
+        (
+            " ".join(f"w{at % 7}" for at in range(1024)),
+            " ".join(f"w{at % 8}" for at in range(1024)),
+        ),
+        ("One <b> two three.", "One <b> 2 three."),
+        ("same", "same"),
+        ("", "new"),
+    ],
+)
+def test_what_changed_is_told_whole_and_soon_where_an_answer_goes_in_circles(
+    before: str, after: str
+) -> None:
+    began = time.process_time()
+    html = changed(before, after, voice())
+    assert time.process_time() - began < 2
+    said = html.split("<p>")[1].split("</p>")[0]
+    assert unescape(re.sub("<ins>.*?</ins>|</?del>", "", said)) == before
+    assert unescape(re.sub("<del>.*?</del>|</?ins>", "", said)) == after
+
+
+def test_words_that_stayed_are_not_told_as_changed() -> None:
+    html = changed("I like the old red house.", "I like a red house, too.", voice())
+    said = html.split("<p>")[1].split("</p>")[0]
+    assert said == (
+        "I like <del>the old</del><ins>a</ins> red house<ins>, too</ins>."
+    )  # fmt: skip
 
 
 RENDERED: dict[str, Any] = {
@@ -153,6 +186,35 @@ def test_a_table_marks_what_was_cut_and_says_why_something_was_refused(tmp_path:
     assert all(say("page.batch_refused", "ko") in cell for cell in cells[1:])
 
 
+def test_a_long_table_shows_its_end_and_says_so(tmp_path: Path) -> None:
+    prompts = tuple(Prompt.of(f"q{at}") for at in range(batch_table.MOST_SHOWN + 3))
+    asked = Asked(base="b", contenders=(SEA,), prompts=prompts, sampling=Sampling())
+    batch = Batch(tmp_path / "x.jsonl", asked)
+    answer = Answer(text="said", tokens=1, seconds=0.1, reason="end")
+    batch.answers = {(at, 0): answer for at in range(batch_table.MOST_SHOWN)}
+    assert "The last" not in batch_table.shown(batch, voice())
+    batch.answers[batch_table.MOST_SHOWN, 0] = answer
+    html = batch_table.shown(batch, voice())
+    assert "The last 200 of 201; the files have all." in html
+    assert re.findall("<td>(q.*?)</td>", html) == [f"q{at}" for at in range(1, 201)]
+
+
+def test_a_table_that_grows_quickly_is_drawn_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(batch_panel, "shown", lambda *_: drawn.append(1) or "")
+    events = [{"stage": "batch", "done": at, "total": 99, "seconds_left": 1} for at in range(99)]
+    judging = SimpleNamespace(fill=lambda *_, **__: iter(events))
+    door = SimpleNamespace(enter=lambda _request: SimpleNamespace(judging=judging))
+    panel = SimpleNamespace(door=door, outputs=range(8), _idle=lambda *_, **__: ["whole"])
+    request = SimpleNamespace(cookies={}, headers={}, session_hash="tab")
+    batch = SimpleNamespace(pending=list)
+    began = time.monotonic()
+    _, *told, last = batch_panel.BatchPanel._fill(panel, request, batch, "sea-1")  # type: ignore[arg-type]
+    most = 2 + (time.monotonic() - began) / batch_panel.TABLE_EVERY_S
+    assert (len(told), last) == (99, ["whole"])
+    assert 2 <= len(drawn) <= most
+
+
 def test_tables_to_choose_from_say_when_they_were_begun_and_how_far_they_are(
     tmp_path: Path,
 ) -> None:
@@ -160,6 +222,6 @@ def test_tables_to_choose_from_say_when_they_were_begun_and_how_far_they_are(
         base="b", contenders=(SEA,), prompts=(Prompt.of("q0"),), sampling=Sampling()
     )  # fmt: skip
     batch = Batch.start(tmp_path, asked)
-    ((label, name),) = batch_table.choices([batch], voice())
+    ((label, name),) = batch_table.choices([known(tmp_path, batch.name)], voice())
     assert name == batch.name
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d · 0 of 1 answered", label)

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lora_studio.adapters.configuration import CONFIG, WEIGHTS
 from lora_studio.adapters.lineage import NAME, Lineage
 from lora_studio.recipe import Recipe
 from lora_studio.recipes import sharing
@@ -17,8 +18,8 @@ Progress = Callable[[int, int], None]
 BLOCK_BYTES = 1 << 20
 
 OWN = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    CONFIG,
+    WEIGHTS,
     "config.json",
     "README.md",
     "recipe.yaml",
@@ -54,22 +55,22 @@ def zip_adapter(
 ) -> Path:
     """Write a PEFT folder's files into the zip `target` and return it.
 
-    Of its recipe goes what others may have; one that cannot be read stays here. The file is there
-    whole or as it was. Safetensors hardly shrink, so they are stored as they are.
+    Of its recipe goes what others may have. The file is there whole or as it was. Safetensors
+    hardly shrink, so they are stored as they are.
 
     Args:
         adapter: The folder.
         target: The file; folders above it are made.
         progress: Told the bytes that are in, and of how many; what it raises ends the work.
         lineage: What is known of its base; nothing known is not written.
-        recipe: What it was trained with; None is what lies in the folder.
+        recipe: What it was trained with, where that is known; what lies in the folder stays here.
 
     Raises:
         OSError: If the disk does not take it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
-        files = _for_others(adapter, Path(aside), recipe or sharing.read_beside(adapter))
+        files = _for_others(adapter, Path(aside), recipe)
         if lineage is not None and lineage != Lineage():
             files.append(Path(aside) / NAME)
             files[-1].write_text(lineage.to_json(), encoding="utf-8")

@@ -22,6 +22,8 @@ from lora_studio.settings import STARTER, Settings
 CACHED = "models--"
 """What the names of models begin with in the Hub's cache."""
 MOST_CLASSES = 10_000
+SORTS = "SEQ_CLS"
+"""PEFT's kind of task of an adapter that sorts texts."""
 PLAIN_PATTERN = re.compile(r"[\w.\\^$-]{1,200}")
 """Names of modules with dots and anchors; other expressions can take for ever."""
 
@@ -80,8 +82,7 @@ def class_names(folder: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         AdapterError: If it sorts texts, but the classes have no names.
     """
-    if said.get("task_type") != "SEQ_CLS":
-        (folder / CLASSES).unlink(missing_ok=True)  # of the base, and of no use
+    if said.get("task_type") != SORTS:
         return ()
     try:
         names = json.loads((folder / CLASSES).read_text(encoding="utf-8"))["id2label"]
@@ -95,6 +96,8 @@ def class_names(folder: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
 
 def tidy(folder: Path, said: Mapping[str, Any], modules: Iterable[str], base: str) -> None:
     """Write an adapter's configuration anew, without expressions and without others' paths.
+
+    A base's own configuration beside an adapter that writes goes: it is of no use.
 
     Args:
         folder: The adapter's.
@@ -117,3 +120,5 @@ def tidy(folder: Path, said: Mapping[str, Any], modules: Iterable[str], base: st
                 raise AdapterError("library.odd_pattern", name=name, pattern=pattern[:80])
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if said.get("task_type") != SORTS:
+        (folder / CLASSES).unlink(missing_ok=True)

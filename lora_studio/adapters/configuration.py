@@ -5,8 +5,10 @@ Nothing that it says is used as a path. Torch is not imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ SETTINGS: dict[str, Test] = {
 }
 """PEFT's settings of LoRA that are believed (peft 0.21.2, LoraConfig)."""
 NEEDED = {"lora_alpha", "r"}
-"""Of the others null says nothing."""
+"""They have no default here; of the others null says nothing."""
 FOREIGN = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -140,10 +142,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for name in FOREIGN:
         if said.get(name):
             raise AdapterError("adapters.kind", folder=str(folder), kind=f"LORA ({name})")
-    found = {
-        name: said[name]
-        for name in SETTINGS
-        if name in said and (said[name] is not None or name in NEEDED)
+    found: dict[str, Any] = {
+        name: said.get(name) for name in SETTINGS if name in NEEDED or said.get(name) is not None
     }
     for name, value in found.items():
         if not SETTINGS[name](value):
@@ -153,6 +153,29 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if init not in PLAIN_STARTS:
         raise AdapterError("adapters.rewrites_base", folder=str(folder), init=init[:SHOWN])
     return found
+
+
+def weights_of(folder: Path) -> str:
+    """Return what tells an adapter's weights from others: the SHA-256 of their file.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    file = folder / WEIGHTS
+    at = file.stat()
+    return _digest(file, (at.st_ino, at.st_mtime_ns, at.st_size))
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, _written: tuple[int, int, int]) -> str:
+    """Return the SHA-256 of a file, read once as long as it is the same."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def largest_rank(said: Mapping[str, Any]) -> int:
+    """Return the largest rank of an adapter's modules, of what `read_settings` gives."""
+    return max([said["r"], *said.get("rank_pattern", {}).values()])
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from lora_studio.adapters.reading import read_config
-from lora_studio.adapters.weights import base_name, read_tensors
+from lora_studio.adapters.weights import base_name
 from lora_studio.errors import AdapterError
+
+Number = TypeVar("Number", int, float)
 
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 """How the names of A end in a file, and those of the B beside them."""
@@ -61,24 +63,20 @@ class Spectrum:
     """Shape (d_in, k), orthonormal columns."""
 
 
-def read_factors(folder: Path) -> list[Factors]:
-    """Return the factors of every module of an adapter folder, in the order of their names.
-
-    Raises:
-        AdapterError: If the folder cannot be read, lacks one of a pair, or its change is no
-            product of two matrices: DoRA's has lengths of its own, and in the matrices of a
-            parameter of many experts those of all experts alternate.
-    """
-    return factors_of(folder, read_config(folder), read_tensors(folder))
-
-
 def factors_of(
     folder: Path, config: LoraConfig, tensors: Mapping[str, torch.Tensor]
 ) -> list[Factors]:
-    """Return the same of an adapter folder that was read.
+    """Return the factors of every module of an adapter folder, in the order of their names.
+
+    Args:
+        folder: The adapter's, for the errors.
+        config: As `read_config` returns it.
+        tensors: As `read_tensors` returns them.
 
     Raises:
-        AdapterError: As `read_factors`.
+        AdapterError: If one of a pair is missing, or the change is no product of two matrices:
+            DoRA's has lengths of its own, and in the matrices of a parameter of many experts those
+            of all experts alternate.
     """
     if config.use_dora:
         raise AdapterError("adapters.dora_no_factors", folder=str(folder))
@@ -101,6 +99,18 @@ def spectrum(factors: Factors) -> Spectrum:
     return Spectrum(qb @ u, s, qa @ vt.T)
 
 
+def scale_of(config: LoraConfig, module: str, rank: int) -> float:
+    """Return what a module's B·A is multiplied by: `Factors.scale`."""
+    alpha = said_of(config.alpha_pattern, module, config.lora_alpha)
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def said_of(pattern: Mapping[str, Number] | None, module: str, usual: Number) -> Number:
+    """Return what a pattern of a configuration says of a module, as PEFT reads it."""
+    said = pattern or {}
+    return said.get(get_pattern_key(list(said), module), usual)
+
+
 def product_norm(b: torch.Tensor, a: torch.Tensor) -> float:
     """Return the Frobenius norm of b·a, which is not formed."""
     rb, ra = (torch.linalg.qr(one.double(), mode="r").R for one in (b, a.T))
@@ -121,8 +131,4 @@ def _factors(
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         found = " · ".join("×".join(map(str, one.shape)) for one in (b, a))
         raise AdapterError("adapters.no_product", folder=str(folder), name=name, found=found)
-    alpha = config.alpha_pattern.get(
-        get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha
-    )
-    scale = alpha / (math.sqrt(a.shape[0]) if config.use_rslora else a.shape[0])
-    return Factors(name=name, a=a, b=b, scale=scale, keys=keys)
+    return Factors(name=name, a=a, b=b, scale=scale_of(config, name, a.shape[0]), keys=keys)

@@ -7,7 +7,6 @@ it is read. Nothing that a file says is used as a path. Torch is not imported.
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from lora_studio.adapters import lineage
 from lora_studio.adapters.configuration import CONFIG, WEIGHTS
 from lora_studio.data.reading import streams
 from lora_studio.errors import AdapterError
+from lora_studio.files import reason_of
 from lora_studio.models import hub
 from lora_studio.models.hub import OnProgress, silent
 from lora_studio.models.sources import HUB_ID
@@ -110,7 +110,7 @@ def _fetched(
     repository: str, settings: Settings, token: str | None, on_progress: OnProgress
 ) -> Path:
     """Return the folder of a repository of the Hub; what is too large is not fetched."""
-    own: str | Literal[False] | None = token or (False if settings.space_id else settings.hub_token)
+    own = settings.token_for(token)
     if not settings.offline:
         sizes = hub.file_sizes(repository, token=own)
         _refuse_too_large({file: size for file, size in sizes.items() if file in FILES})
@@ -130,13 +130,11 @@ def _in_archive(path: Path, name: str, until: ExitStack) -> dict[str, tuple[int,
     It may lie in folders; nearer to the top goes before deeper.
     """
     members = streams.members(path, file=name, until=until)
-    tops = [PurePosixPath(entry).parent for entry, _ in members if _last(entry) == CONFIG]
+    tops = [PurePosixPath(entry).parent for entry, _, _ in members if _last(entry) == CONFIG]
     top = _only([str(one) for one in tops], name)
-    with zipfile.ZipFile(path) as archive:
-        sizes = [entry.file_size for entry in archive.infolist() if not entry.is_dir()]
     inside = {
         _last(entry): (size, opener)
-        for (entry, opener), size in zip(members, sizes, strict=True)
+        for entry, size, opener in members
         if str(PurePosixPath(entry).parent) == top
     }
     return _known(inside, name)
@@ -156,8 +154,7 @@ def _in_folder(folder: Path, name: str) -> dict[str, tuple[int, Opener]]:
             if file.is_file():
                 inside[file.name] = file.stat().st_size, _opener(file)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise AdapterError("library.not_readable", name=name, reason=reason) from error
+        raise AdapterError("library.not_readable", name=name, reason=reason_of(error)) from error
     return _known(inside, name)
 
 
@@ -217,8 +214,9 @@ def _copy(
                 done += size
                 on_progress("copy", done, total)
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise AdapterError("library.not_readable", name=name, reason=reason) from error
+            raise AdapterError(
+                "library.not_readable", name=name, reason=reason_of(error)
+            ) from error
 
 
 def _blocks(opener: Opener, target: Path) -> Iterator[int]:

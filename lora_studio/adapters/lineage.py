@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lora_studio.errors import AdapterError
+
 NAME = "lora_studio.json"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 LONGEST_NAME = 200
@@ -27,6 +29,20 @@ class Lineage:
     def to_json(self) -> str:
         """Return what the file says."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def other_weights(name: str, *, of: str, found: str, trained_on: str) -> AdapterError:
+    """Return the error that a base's weights are not those that an adapter was trained on.
+
+    Args:
+        name: The adapter's.
+        of: Fingerprint of the weights it was trained on.
+        found: That of the base.
+        trained_on: The name of the base it was trained on.
+    """
+    return AdapterError(
+        "chat.other_base", name=name, trained_on=trained_on, found=of[:12], expected=found[:12]
+    )
 
 
 def read_lineage(folder: Path) -> Lineage:

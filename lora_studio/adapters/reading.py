@@ -18,7 +18,7 @@ from torch import nn
 
 from lora_studio.adapters.configuration import CONFIG, read_settings
 from lora_studio.adapters.shapes import expected_shape
-from lora_studio.adapters.weights import LORA_MARKS, base_name, is_lora, opened, read_tensors
+from lora_studio.adapters.weights import base_name, is_lora, module_of, opened, read_tensors
 from lora_studio.errors import AdapterError
 
 ASIDE = {"bias", "ensure_weight_tying", "init_lora_weights", "modules_to_save", "peft_type"}
@@ -132,7 +132,7 @@ def _check_fit(
     """Refuse a tensor whose place the base lacks, or whose shape differs from what fits there."""
     name = base_name(key)
     if is_lora(key):
-        at = name[: min(name.index(mark) for mark in LORA_MARKS if mark in name)]
+        at = module_of(key)
         module = base.modules.get(at)
         expected = None if module is None else expected_shape(name, shape, module)
     else:

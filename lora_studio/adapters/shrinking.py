@@ -32,17 +32,31 @@ class Shrunk:
     """The largest rank of its modules."""
     error: float
     """‖ΔW - ΔW'‖ / ‖ΔW‖ over all modules together, Frobenius norms; what rounding loses counts."""
-    errors: Mapping[str, float]
-    """The same of each module, by its name in the base."""
+    predicted: float
+    """The same without rounding: what the spectra alone say."""
     bytes: int
     """Size of its weights' file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One module at the lower rank, and squares of Frobenius norms: of what goes, and of ΔW."""
+
+    b: torch.Tensor
+    a: torch.Tensor
+    left_out: float
+    """Of the directions that are left out."""
+    lost: float
+    """Of ΔW - ΔW', rounding included."""
+    whole: float
 
 
 def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
     """Write an adapter once more with modules of this rank at most; return what it lost.
 
-    Tensors keep their number format; lora_alpha is chosen so that ΔW is B·A. Bias vectors, whole
-    layers and the files beside the adapter are copied.
+    Tensors keep their number format; lora_alpha is chosen so that ΔW is B·A, and the bias of a B
+    (PEFT's lora_bias), which is scaled as B·A is, follows. Bias vectors of the base, whole layers
+    and the files beside the adapter are copied.
 
     Args:
         adapter: A PEFT folder in the safetensors format.
@@ -50,7 +64,10 @@ def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
         rank: 1 or more.
 
     Raises:
-        AdapterError: As `read_factors`, or if the adapter has no module of a higher rank.
+        AdapterError: As `read_config`, `read_tensors` and `factors_of`, or if the adapter has no
+            module of a higher rank.
+        OSError: If the disk does not take it.
+        SafetensorError: Likewise, while the weights are written.
     """
     config, tensors = read_config(adapter), read_tensors(adapter)
     factors = factors_of(adapter, config, tensors)
@@ -59,36 +76,48 @@ def shrink(adapter: Path, target: Path, rank: int) -> Shrunk:
         raise AdapterError(
             "adapters.shrinks_nothing", folder=str(adapter), rank=rank, highest=highest
         )
-    lost, whole, errors, ranks = 0.0, 0.0, {}, {}
+    cuts = {one.name: _cut(one, rank) for one in factors}
     for one in factors:
-        b, a, gone, all_of_it = _truncated(one, rank)
-        tensors |= dict(zip(one.keys, (a, b), strict=True))
-        ranks[one.name] = a.shape[0]
-        errors[one.name] = (gone / all_of_it) ** 0.5 if all_of_it else 0.0
-        lost, whole = lost + gone, whole + all_of_it
+        cut = cuts[one.name]
+        tensors |= dict(zip(one.keys, (cut.a, cut.b), strict=True)) | _bias(one, tensors)
     _copy_beside(adapter, target)
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    ranks = {name: cut.a.shape[0] for name, cut in cuts.items()}
     raw = json.loads((adapter / CONFIG).read_text(encoding="utf-8")) | _settings(ranks)
     (target / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    whole = sum(cut.whole for cut in cuts.values())
     return Shrunk(
         rank=max(ranks.values()),
-        error=(lost / whole) ** 0.5 if whole else 0.0,
-        errors=errors,
+        error=_share(sum(cut.lost for cut in cuts.values()), whole),
+        predicted=_share(sum(cut.left_out for cut in cuts.values()), whole),
         bytes=(target / WEIGHTS).stat().st_size,
     )
 
 
-def _truncated(one: Factors, rank: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """Return the new b and a, whose product is the change, and the squares lost and of all."""
+def _cut(one: Factors, rank: int) -> _Cut:
+    """Return the b and a of this rank whose product is nearest to the change."""
     parts = spectrum(one)
     root = parts.s[:rank].sqrt()
     b = (parts.u[:, :rank] * root).to(one.b.dtype).contiguous()
     a = (parts.v[:, :rank] * root).T.to(one.a.dtype).contiguous()
-    gone = product_norm(
+    lost = product_norm(
         torch.cat([one.scale * one.b.double(), -b.double()], dim=1),
         torch.cat([one.a.double(), a.double()]),
     )
-    return b, a, gone**2, float((parts.s**2).sum())
+    squares = parts.s**2
+    return _Cut(b, a, float(squares[rank:].sum()), lost**2, float(squares.sum()))
+
+
+def _bias(one: Factors, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the bias of a module's B as it is where modules are scaled by 1, if there is one."""
+    key = f"{one.keys[1].removesuffix('.weight')}.bias"
+    if key not in tensors:
+        return {}
+    return {key: (one.scale * tensors[key].double()).to(tensors[key].dtype)}
+
+
+def _share(lost: float, whole: float) -> float:
+    return (lost / whole) ** 0.5 if whole else 0.0
 
 
 def _settings(ranks: Mapping[str, int]) -> dict[str, Any]:

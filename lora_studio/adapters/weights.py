@@ -15,6 +15,11 @@ from lora_studio.adapters.configuration import WEIGHTS
 from lora_studio.errors import AdapterError
 
 LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude")
+FORMATS = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2,
+}  # fmt: skip
+"""Of numbers that can be computed with."""
 PICKLE = b"\x80"
 """First byte of a pickle; torch puts newer ones into a zip."""
 
@@ -23,17 +28,35 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return what the weights' file of an adapter folder holds, by its names, on the CPU.
 
     Raises:
-        AdapterError: If there is none, it is damaged, or a number in it is none.
+        AdapterError: If there is none, it is damaged, a number in it is none, or its numbers are
+            of a format that LoRA's are not.
     """
     with opened(folder) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     for key, tensor in tensors.items():
+        if tensor.dtype not in FORMATS:
+            raise AdapterError(
+                "adapters.odd_format",
+                folder=str(folder),
+                name=base_name(key),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+            )
         # Of 8 bit torch does not know what is finite.
         numbers = tensor if tensor.dtype.itemsize > 1 else tensor.float()
         # What is no number is both the least and the most, and looking for these copies nothing.
         if numbers.numel() and not all(extreme.isfinite() for extreme in numbers.aminmax()):
             raise AdapterError("adapters.not_finite", folder=str(folder), name=base_name(key))
     return tensors
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names in the weights' file of an adapter folder; no tensor is read.
+
+    Raises:
+        AdapterError: If there is none or it is damaged.
+    """
+    with opened(folder) as file:
+        return list(file.keys())
 
 
 @contextmanager
@@ -52,10 +75,14 @@ def opened(folder: Path) -> Iterator[Any]:
 
 
 def _is_pickle(file: Path) -> bool:
-    if zipfile.is_zipfile(file):
-        return True
-    with file.open("rb") as content:
-        return content.read(1) == PICKLE
+    """Return whether it is known to be one; of a file that may not be read nothing is."""
+    try:
+        if zipfile.is_zipfile(file):
+            return True
+        with file.open("rb") as content:
+            return content.read(1) == PICKLE
+    except OSError:
+        return False
 
 
 def base_name(key: str) -> str:
@@ -65,6 +92,16 @@ def base_name(key: str) -> str:
     'lm_head.bias'
     """
     return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def module_of(key: str) -> str:
+    """Return the module, as the base names it, that a tensor of LoRA's own is for.
+
+    >>> module_of("base_model.model.lm_head.lora_A.weight")
+    'lm_head'
+    """
+    name = base_name(key)
+    return name[: min(name.index(mark) for mark in LORA_MARKS if mark in name)]
 
 
 def is_lora(key: str) -> bool:

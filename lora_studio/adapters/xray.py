@@ -46,7 +46,7 @@ class Xray:
     effective_rank: int
     """If every module were cut to this rank, 95 % of the whole change's square would be left."""
     beside: int = 0
-    """So many tensors it has beside LoRA, biases and whole layers, of which nothing is here."""
+    """So many tensors it has beside LoRA: biases, whole layers. Nothing of them is here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -61,7 +61,7 @@ def xray(adapter: Path, model: Path) -> Xray:
         model: The folder of its base model; of its weights only the norms are taken.
 
     Raises:
-        AdapterError: As `read_factors`.
+        AdapterError: As `read_config`, `read_tensors` and `factors_of`.
         ModelError: If the base's files cannot be read.
     """
     tensors = read_tensors(adapter)

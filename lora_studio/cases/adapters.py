@@ -51,7 +51,7 @@ class Adapters:
         found = self._uses.names()
         job = self._accelerator.holder()
         if job is not None and job.visitor == self._settings.visitor:
-            found |= set(job.name.split(", "))
+            found |= set(job.names)
         return found
 
     def resolve(self, name: str) -> Named:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from lora_studio.cases.adapters import Adapters
 from lora_studio.cases.loading import Loading, Work
 from lora_studio.cases.machine import Machine
-from lora_studio.chat.request import DoneEvent, Pane, Sampling, Who
+from lora_studio.chat.request import DoneEvent, Pane, Sampling, Who, names_of
 from lora_studio.chat.tickets import Ticket
 from lora_studio.errors import AdapterError, StudioError
 from lora_studio.library.names import Named
-from lora_studio.settings import Settings
 
 KIND = "compare"
 
@@ -22,24 +21,19 @@ class Answers:
     """Answers of a base and its adapters.
 
     Args:
-        settings: Whose questions these are.
         machine: Whose chat process answers.
         adapters: Knows adapters by name.
         loading: Loads them.
     """
 
-    def __init__(
-        self, settings: Settings, machine: Machine, adapters: Adapters, loading: Loading
-    ) -> None:
-        self._settings = settings
-        self._machine = machine
+    def __init__(self, machine: Machine, adapters: Adapters, loading: Loading) -> None:
         self._adapters = adapters
         self._loading = loading
         self._chat = machine.chat
 
     def ticket(self, asker: str) -> AbstractContextManager[Ticket]:
         """Give a ticket for several things that are asked one after the other; see `stop`."""
-        return self._machine.tickets.held(self._asker(asker))
+        return self._loading.ticket(asker)
 
     def ask(
         self,
@@ -54,6 +48,7 @@ class Answers:
 
         Args:
             name: The adapter whose base and precision are used; the base goes by None in a pane.
+                Where nobody but the base answers, it is asked in the words of this one.
             panes: Who answers what.
             sampling: How.
             ticket: One that is held; otherwise one is taken.
@@ -77,7 +72,7 @@ class Answers:
             yield from self._chat.stream("generate", **asked)
 
         has_begun = False
-        for event in self._loaded(name, panes, answers, ticket):
+        for event in self._loaded(name, [pane.who for pane in panes], answers, ticket):
             has_begun = has_begun or "mode" in event
             yield event
         if not has_begun:
@@ -102,7 +97,7 @@ class Answers:
             asked = {"texts": list(panes), "adapters": list(who), "first_choice": True}
             yield from self._chat.stream("score", **asked)
 
-        yield from self._loaded(name, panes, scores)
+        yield from self._loaded(name, [*(pane.who for pane in panes), *who], scores)
 
     def render(self, name: str, panes: Sequence[Pane]) -> Iterator[dict[str, Any]]:
         """Show the prompts of panes as the model sees them.
@@ -117,7 +112,7 @@ class Answers:
         def found() -> Iterator[dict[str, Any]]:
             yield {"result": self._chat.call("render", panes=list(panes))}
 
-        yield from self._loaded(name, panes, found)
+        yield from self._loaded(name, [pane.who for pane in panes], found)
 
     def labels(self, name: str) -> list[str]:
         """Return the classes an adapter sorts texts into, in their order; none if it writes.
@@ -153,23 +148,20 @@ class Answers:
 
     def stop(self, asker: str = "") -> None:
         """Stop what somebody asked for: in the line, while it loads, or at the next token."""
-        for ticket in self._machine.tickets.stop(self._asker(asker)):
-            self._chat.interrupt("stop", ticket=ticket.id)
-
-    def _asker(self, asker: str) -> str:
-        return f"{self._settings.visitor or ''}/{asker}"
+        self._loading.stop(asker)
 
     def _loaded(
-        self, name: str, panes: Sequence[Pane], work: Work, ticket: Ticket | None = None
+        self, name: str, asked: Iterable[Who], work: Work, ticket: Ticket | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Load everybody who is named in panes, on the base of one, then do some work."""
-        wanted = dict.fromkeys([name, *(other for pane in panes for other in pane.who)])
-        named = [self._adapters.resolve(other) for other in wanted]
-        if named[0].labels:
+        """Load everybody who is asked, on the base of one, then do some work."""
+        first = self._adapters.resolve(name)
+        if first.labels:
             raise StudioError("chat.only_classes")
-        for other in named[1:]:
-            _refuse_other_source(other, named[0])
-        yield from self._loading.loaded(named, work, kind=KIND, ticket=ticket)
+        wanted = dict.fromkeys(other for who in asked for other in names_of(who))
+        named = [self._adapters.resolve(other) for other in wanted or [name]]
+        for other in named:
+            _refuse_other_source(other, first)
+        yield from self._loading.loaded(named, work, kind=KIND, of=first, ticket=ticket)
 
 
 def _unanswered(pane: int) -> dict[str, Any]:

@@ -10,15 +10,14 @@ from typing import Any, Literal
 
 from lora_studio.cases.adapters import Adapters
 from lora_studio.cases.answers import Answers
-from lora_studio.errors import AdapterError, RunError, StudioError
-from lora_studio.hardware import Hardware, resolve_precision
-from lora_studio.judging.batch import Asked, Batch, listed
+from lora_studio.errors import RunError, StudioError
+from lora_studio.hardware import Hardware
+from lora_studio.judging.batch import Asked, Batch, Known, known, listed
 from lora_studio.judging.contenders import Contender, Loaded
 from lora_studio.judging.exporting import preferences_jsonl, votes_csv, votes_jsonl
 from lora_studio.judging.filling import fill
 from lora_studio.judging.store import NAME, VoteStore
 from lora_studio.judging.winning import WinRate, win_rates
-from lora_studio.measuring.measurements import weights_of
 from lora_studio.settings import Settings
 
 BATCHES = "batches"
@@ -56,9 +55,12 @@ class Judging:
         Raises:
             StudioError: If an adapter is not there.
         """
-        precision = resolve_precision(self._adapters.resolve(name).precision, self._hardware)
+        precision = self._adapters.resolve(name).precision_on(self._hardware)
         names = {one for contender in contenders for one in contender.names}
-        return Loaded(precision=precision, weights={one: self._weights(one) for one in names})
+        return Loaded(
+            precision=precision,
+            weights={one: self._adapters.resolve(one).weights() for one in names},
+        )
 
     def win_rates(self, base: str | None = None) -> list[WinRate]:
         """Return how any two contenders on a base did against each other; see `judging.winning`.
@@ -101,18 +103,14 @@ class Judging:
         Raises:
             RunError: If the disk does not take it.
         """
-        try:
-            return Batch.start(self._batches, asked)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise RunError("judging.not_begun", folder=str(self._batches), reason=reason) from error
+        return Batch.start(self._batches, asked)
 
-    def tables(self) -> list[Batch]:
-        """Return the newest tables that can be read, the last one first."""
+    def tables(self) -> list[Known]:
+        """Return what there is to say of the newest tables that can be read, the last one first."""
         found = []
         for name in listed(self._batches)[:MOST_TABLES]:
             with suppress(StudioError):
-                found.append(self.open(name))
+                found.append(known(self._batches, name))
         return found
 
     def open(self, name: str) -> Batch:
@@ -135,18 +133,17 @@ class Judging:
             As `judging.filling.fill`.
 
         Raises:
-            StudioError: If the adapter is of another base than the table, or as `Answers.ask`, for
-                what is not the fault of one prompt.
+            StudioError: If the adapter is of another base than the table, if other weights than
+                at its beginning would answer, or as `Answers.ask`, for what is not the fault of one
+                prompt.
+            RunError: If the disk does not take an answer.
         """
         source = self._adapters.resolve(name).source
         if source != batch.asked.base:
             raise StudioError("judging.other_base", base=batch.asked.base, name=name, source=source)
+        changed = batch.asked.loaded.changed(self.loaded(name, batch.asked.contenders))
+        if changed:
+            raise StudioError("judging.other_weights", changed=changed)
         with self._answers.ticket(asker) as ticket:
             ask = functools.partial(self._answers.ask, name, ticket=ticket)
             yield from fill(batch, ask)
-
-    def _weights(self, name: str) -> str:
-        try:
-            return weights_of(self._adapters.resolve(name).folder)
-        except OSError as error:
-            raise AdapterError("library.no_weights", name=name) from error

@@ -15,7 +15,7 @@ from lora_studio.library import entries, together
 from lora_studio.library.about import About, changed, write_about
 from lora_studio.library.disk import DiskUse, disk_use
 from lora_studio.library.entries import Entry, Table
-from lora_studio.library.names import AT
+from lora_studio.library.names import AT, adapter_names
 from lora_studio.library.together import Answers, Curve, Difference
 from lora_studio.library.trash import Deleted, Trash
 from lora_studio.runs.history import History
@@ -71,7 +71,36 @@ class Keeping:
         Raises:
             AdapterError: If it is not there.
         """
-        return self._chosen([entry_id])[0]
+        return self.chosen([entry_id])[0]
+
+    def chosen(self, ids: Sequence[str]) -> list[Entry]:
+        """Return some of them, each once, in the order of `ids`.
+
+        Raises:
+            AdapterError: If one is not there.
+        """
+        known = {entry.id: entry for entry in self._table.entries()}
+        gone = [entry_id for entry_id in ids if entry_id not in known]
+        if gone:
+            raise AdapterError("library.gone", name=gone[0])
+        return [known[entry_id] for entry_id in dict.fromkeys(ids)]
+
+    def beside(self, name: str) -> list[str]:
+        """Return the names of adapters that can answer beside one: of its base, itself first.
+
+        Those of its own run come next, its checkpoints too; adapters that sort texts are left out.
+
+        Raises:
+            StudioError: As `Adapters.resolve`.
+        """
+        named = self._adapters.resolve(name)
+        of_run = [] if named.run is None else adapter_names(named.run)
+        others = [
+            entry.id
+            for entry in self._table.entries()
+            if entry.can_answer and not entry.facts.labels and entry.facts.source == named.source
+        ]
+        return list(dict.fromkeys([name, *of_run, *others]))
 
     def say(self, ids: Sequence[str], **words: Any) -> None:
         """Say something of each: `name`, `note`, `tags` or `star`, as `library.about` has it.
@@ -107,7 +136,7 @@ class Keeping:
         """
         # Nobody starts, lines up or loads one of them in between.
         with self._accelerator.guard(), self._queue.guard():
-            chosen = self._chosen(ids)
+            chosen = self.chosen(ids)
             for entry in chosen:
                 self._refuse_in_use(entry)
             moved: list[str] = []
@@ -171,20 +200,13 @@ class Keeping:
 
     def _change(self, ids: Sequence[str], change: Callable[[About], About]) -> None:
         with FileLock(self._settings.private / "library.lock"):
-            chosen = self._chosen(ids)
+            chosen = self.chosen(ids)
             said: list[tuple[Entry, About]] = []
             for entry in chosen:
                 _refuse_shipped(entry)
                 said.append((entry, change(entry.about)))
             for entry, about in said:
                 write_about(entry.folder, about)
-
-    def _chosen(self, ids: Sequence[str]) -> list[Entry]:
-        known = {entry.id: entry for entry in self._table.entries()}
-        gone = [entry_id for entry_id in ids if entry_id not in known]
-        if gone:
-            raise AdapterError("library.gone", name=gone[0])
-        return [known[entry_id] for entry_id in dict.fromkeys(ids)]
 
     def _refuse_in_use(self, entry: Entry) -> None:
         _refuse_shipped(entry)

@@ -9,6 +9,7 @@ from lora_studio.cases.planning import Planning
 from lora_studio.cases.runs import Runs
 from lora_studio.cases.workers import Workers
 from lora_studio.errors import RunError, StudioError
+from lora_studio.files import reason_of
 from lora_studio.runs.accelerator import LONG
 from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import RunFolder
@@ -128,7 +129,7 @@ class Line:
             recipe = folder.read_recipe()
             self._planning.check(recipe)
             self._workers.launch(folder, recipe, token, resume=folder.events.exists())
-        except (StudioError, OSError, UnicodeDecodeError) as error:
+        except (StudioError, OSError) as error:
             cause = error if isinstance(error, StudioError) else _unstartable(error)
             with EventWriter(folder.events) as events:
                 events.write("failed", cause=cause.to_dict())
@@ -146,6 +147,5 @@ class Line:
         return folder
 
 
-def _unstartable(error: Exception) -> RunError:
-    reason = error.strerror if isinstance(error, OSError) else None
-    return RunError("queue.not_started", reason=reason or type(error).__name__)
+def _unstartable(error: OSError) -> RunError:
+    return RunError("queue.not_started", reason=reason_of(error))

@@ -37,6 +37,8 @@ class Machine:
     """Exports, and brings to the Hub."""
     tickets: Tickets = field(default_factory=Tickets)
     """Of those who ask it."""
+    bases: dict[tuple[int | None, str], Path] = field(default_factory=dict)
+    """Where the bases lie that a chat process has loaded, by its pid and their source."""
     ready: StandBy | None = None
     """Has a worker wait for the next training, in an app."""
 

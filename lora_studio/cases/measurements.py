@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,17 @@ from lora_studio.cases.held_out import HeldOutRows
 from lora_studio.cases.loading import Loading
 from lora_studio.cases.machine import Machine
 from lora_studio.cases.runs import Runs
-from lora_studio.errors import RunError
-from lora_studio.hardware import resolve_precision
+from lora_studio.chat.tickets import Ticket
+from lora_studio.errors import RunError, StudioError
+from lora_studio.files import reason_of
 from lora_studio.judging.prompts import Prompt
-from lora_studio.library.names import AT, Named
+from lora_studio.library.names import Named
 from lora_studio.measuring import measurements
-from lora_studio.measuring.answering import require_quick
+from lora_studio.measuring.answering import asked_rows, require_quick
 from lora_studio.measuring.evaluation import losses, measure
 from lora_studio.measuring.measurements import Measured
 from lora_studio.measuring.primitives import Primitives
-from lora_studio.measuring.wanted import MOST_ROWS, Subject, Wanted
+from lora_studio.measuring.wanted import Subject, Wanted
 from lora_studio.settings import Settings
 
 KIND = "evaluate"
@@ -59,17 +59,19 @@ class Measurements:
         wanted: Wanted | None = None,
         *,
         rows_of: str | None = None,
+        asker: str = "",
     ) -> Iterator[dict[str, Any]]:
         """Measure an adapter beside its base; what is found is kept with its run.
 
         Closing the iterator ends it, and leaves what was measured before. What is found on rows of
         another run stands beside what was found on its own. Of a run that is shipped with the
-        program nothing is kept.
+        program nothing is kept. Nobody deletes the adapter meanwhile.
 
         Args:
             name: A run, one of its checkpoints, or an adapter of the library.
             wanted: How much.
             rows_of: The run whose held-out rows are taken; by default the one that made it.
+            asker: Who asks, as `stop` knows them.
 
         Yields:
             `{"stage", "done", "total"}`, once the model is loaded with `seconds_left`, at last
@@ -77,52 +79,58 @@ class Measurements:
 
         Raises:
             StudioError: If there is no such adapter, its base cannot be loaded, another job is
-                busy, the expression is too slow, or what was found cannot be kept.
+                busy, the expression is too slow, somebody stops it, or what was found cannot be
+                kept.
         """
         wanted = self._allowed(wanted or Wanted())
-        named = self._adapters.resolve(name)
-        material = yield from self._rows.read(named, wanted, rows_of)
-        require_quick(wanted.match, material.held_out.rows)
-        subject = self._subject(named)
+        with self._adapters.using(name) as named, self._loading.ticket(asker) as ticket:
+            material = yield from self._rows.read(named, wanted, rows_of)
+            rows = material.held_out.rows
+            require_quick(wanted.match, asked_rows(rows, wanted.answers or 0))
+            subject = self._subject(named)
 
-        def work() -> Iterator[dict[str, Any]]:
-            yield from measure(subject, material, wanted, self._primitives())
+            def work() -> Iterator[dict[str, Any]]:
+                for event in measure(subject, material, wanted, self._primitives(ticket)):
+                    if ticket.is_stopped and "result" not in event:
+                        raise StudioError("measuring.stopped")
+                    yield event
 
-        for event in self._loading.loaded([named], work, kind=KIND):
-            if "result" in event:
-                self._keep(named, event["result"])
-            yield event
+            found = None
+            for event in self._loading.loaded([named], work, kind=KIND, ticket=ticket):
+                if found := event.get("result"):
+                    self._keep(named, found)
+                yield event
+            if found is None:
+                raise StudioError("measuring.stopped")
 
-    def compare_losses(
-        self, first: str, second: str, *, rows_of: str | None = None, rows: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Measure the loss of two adapters of one base on the same held-out rows.
+    def compare_losses(self, first: str, second: str) -> Iterator[dict[str, Any]]:
+        """Measure the loss of two adapters of one base on the rows that the run of one held out.
 
         Args:
-            first: As in `evaluate`.
+            first: As in `evaluate`; the rows are of the run that made it.
             second: Likewise.
-            rows_of: The run whose held-out rows are taken; by default the one that made `first`.
-            rows: How many; None is as many as `evaluate` takes.
 
         Yields:
             As `evaluate`; the result is a `lora_studio.measuring.measurements.Loss`, whose `mean`
             has the first adapter as `base` and the second as `adapter`; None without such rows.
 
         Raises:
-            StudioError: As `evaluate`.
+            StudioError: As `evaluate`, or if they sort texts into classes.
         """
-        wanted = self._allowed(Wanted(rows=rows, probe=False))
-        named = [self._adapters.resolve(name) for name in (first, second)]
-        material = yield from self._rows.read(named[0], wanted, rows_of)
-        held_out = material.held_out.rows
-        if not held_out:
-            yield {"result": None}
-            return
+        wanted = self._allowed(Wanted(probe=False))
+        with self._adapters.using(first) as one, self._adapters.using(second) as other:
+            if one.labels:
+                raise StudioError("measuring.sorts")
+            material = yield from self._rows.read(one, wanted, None)
+            held_out = material.held_out.rows
+            if not held_out:
+                yield {"result": None}
+                return
 
-        def work() -> Iterator[dict[str, Any]]:
-            yield from losses(held_out, (first, second), self._primitives())
+            def work() -> Iterator[dict[str, Any]]:
+                yield from losses(held_out, (first, second), self._primitives(Ticket()))
 
-        yield from self._loading.loaded(named, work, kind=KIND)
+            yield from self._loading.loaded([one, other], work, kind=KIND)
 
     def held_out(self, name: str, count: int) -> Iterator[dict[str, Any]]:
         """Read questions that an adapter's run held out, with the answers that its data has.
@@ -145,19 +153,9 @@ class Measurements:
             raise RunError("measuring.no_questions", name=name)
         yield {"result": [Prompt.of(row.question, reference=row.reference) for row in rows]}
 
-    def stop(self) -> None:
-        """Have answers that are being written end; who reads `evaluate` closes it besides."""
-        job = self._machine.accelerator.holder()
-        if job is not None and job.kind == KIND and job.visitor == self._settings.visitor:
-            self._machine.chat.interrupt("stop")
-
-    def read(self, name: str) -> Measured | None:
-        """Return what was measured of an adapter; None for nothing, or if its weights are others.
-
-        Raises:
-            StudioError: If there is no such adapter.
-        """
-        return next((found for found in self.read_all(name) if not found.rows_of), None)
+    def stop(self, asker: str = "") -> None:
+        """Have the measurements end that somebody asked for, and nobody else's."""
+        self._loading.stop(asker)
 
     def read_all(self, name: str) -> list[Measured]:
         """Return what was measured of an adapter, on its own rows and then on those of other runs.
@@ -167,38 +165,35 @@ class Measurements:
         """
         named = self._adapters.resolve(name)
         folder = self._folder(named)
-        return measurements.read_all(folder, named.folder, step=_step(named)) if folder else []
+        return measurements.read_all(folder, named.folder, step=named.step) if folder else []
 
     def _allowed(self, wanted: Wanted) -> Wanted:
         """Return how much is measured here; where everybody may measure, no more than usual."""
-        usual = MOST_ROWS[self._machine.hardware.device]
-        rows = usual if wanted.rows is None else wanted.rows
-        if not self._settings.is_showcase:
-            return replace(wanted, rows=rows)
-        return replace(wanted, rows=min(rows, usual), answers=None if wanted.answers else 0)
+        device = self._machine.hardware.device
+        return wanted.settled(device, is_limited=self._settings.is_showcase)
 
     def _subject(self, named: Named) -> Subject:
         hardware = self._machine.hardware
         return Subject(
             adapter=named.name,
-            weights=measurements.weights_of(named.folder),
+            weights=named.weights(),
             base=named.source,
-            precision=resolve_precision(named.precision, hardware),
+            precision=named.precision_on(hardware),
             device=hardware.device,
             labels=named.labels,
         )
 
-    def _primitives(self) -> Primitives:
+    def _primitives(self, ticket: Ticket) -> Primitives:
         chat = self._machine.chat
 
         return Primitives(
             score=lambda texts, who: chat.stream(
-                "score", texts=list(texts), adapters=list(who), pieces=False
+                "score", texts=list(texts), adapters=list(who), pieces=False, ticket=ticket.id
             ),
             generate=lambda panes, sampling: chat.stream(
-                "generate", panes=list(panes), sampling=sampling
+                "generate", panes=list(panes), sampling=sampling, ticket=ticket.id
             ),
-            classify=lambda text, who: chat.call("classify", text=text, adapters=list(who)),
+            classify=lambda ids, who: chat.call("classify", text=list(ids), adapters=list(who)),
         )
 
     def _keep(self, named: Named, measured: Measured) -> None:
@@ -206,18 +201,13 @@ class Measurements:
         if folder is None:
             return
         try:
-            measurements.keep(folder, measured, step=_step(named))
+            measurements.keep(folder, measured, step=named.step)
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise RunError("measuring.not_kept", folder=str(folder), reason=reason) from error
+            raise RunError(
+                "measuring.not_kept", folder=str(folder), reason=reason_of(error)
+            ) from error
 
     def _folder(self, named: Named) -> Path | None:
         """Return where an adapter's measurements lie, None for one whose are not kept."""
-        if named.run is None:
-            return named.folder.parent
-        return None if self._runs.is_recorded(named.run) else named.run.path
-
-
-def _step(named: Named) -> str:
-    """Return the step of a checkpoint's adapter, empty for any other."""
-    return named.name.partition(AT)[2]
+        is_recorded = named.run is not None and self._runs.is_recorded(named.run)
+        return None if is_recorded else named.home

@@ -55,7 +55,7 @@ class Runs:
         if job is None or job.kind != "training" or job.visitor != self._settings.visitor:
             return None
         try:
-            history = self.history(job.name)
+            history = self.history(job.names[0])
         except RunError:
             return None
         return None if history.is_over else history

@@ -11,6 +11,7 @@ from lora_studio.cases.models import Models
 from lora_studio.cases.planning import Planning
 from lora_studio.errors import RunError
 from lora_studio.exports.script import write_script
+from lora_studio.files import reason_of
 from lora_studio.recipe import Recipe
 
 SCRIPT = "train.py"
@@ -66,5 +67,6 @@ class Scripts:
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             yield from self._data.write(recipe, folder, self._device, token=token)
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise RunError("exports.not_written", folder=str(folder), reason=reason) from error
+            raise RunError(
+                "exports.not_written", folder=str(folder), reason=reason_of(error)
+            ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.cases.adapters import Adapters
 from lora_studio.cases.workshop import Workshop
-from lora_studio.errors import AdapterError, StudioError
+from lora_studio.errors import StudioError
 from lora_studio.exports import snippets, whole
 from lora_studio.exports.orders import Form, Order, Publication
 from lora_studio.exports.record import place_of, places
@@ -129,7 +129,6 @@ class Shipping:
         """
         if self._settings.is_showcase and merged:
             raise StudioError("shipping.not_on_space")
-        own = None if self._settings.space_id else self._settings.hub_token
         with ExitStack() as held:
             asked = Publication(
                 adapter=held.enter_context(self._adapters.using(name)),
@@ -140,7 +139,8 @@ class Shipping:
                 is_dry=is_dry,
                 visitor=self._settings.visitor,
             )
-            work = self._work("push", held, asked=asked, token=token or own)
+            own = self._settings.token_for(token) or None
+            work = self._work("push", held, asked=asked, token=own)
         yield from work
 
     def snippets(self, name: str) -> list[Snippet]:
@@ -150,7 +150,10 @@ class Shipping:
             StudioError: If there is no such adapter, or it cannot be read.
         """
         adapter = self._adapters.resolve(name)
-        found = snippets.of_adapter(name, adapter.folder, hub_name(adapter.source))
+        base = hub_name(adapter.source)
+        if adapter.labels:
+            return [snippets.of_classifier(adapter.folder, base)]
+        found = snippets.of_adapter(name, adapter.folder, base)
         merged, ollama = self._place(adapter, "merged"), self._place(adapter, "ollama")
         if merged.is_dir():
             found += snippets.of_merged(merged)
@@ -160,10 +163,7 @@ class Shipping:
 
     def _place(self, adapter: Named, form: Form) -> Path:
         """Return where an export is, or goes unless somebody says otherwise."""
-        try:
-            return place_of(self._settings.exports, adapter, form)
-        except OSError as error:
-            raise AdapterError("library.no_weights", name=adapter.name) from error
+        return place_of(self._settings.exports, adapter, form)
 
     def _work(
         self, method: str, held: ExitStack, **asked: Any

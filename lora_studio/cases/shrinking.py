@@ -26,10 +26,10 @@ class Shrinking:
         """Write an adapter at a lower rank and measure both on the rows that its run held out.
 
         Yields:
-            `{"stage", "done", "total"}`, at last `{"result": …}`: `id`, `rank`, `error` and
-            `bytes` of the new one, `loss` (`rows`, `before`, `after`; None where it was not
-            measured) and `unchecked`, the StudioError that says why not, None if that is only
-            because there are no such rows.
+            `{"stage", "done", "total"}`, at last `{"result": …}`: `id`, `rank`, `error`,
+            `predicted` and `bytes` of the new one, `loss` (`rows`, `before`, `after`; None where
+            it was not measured) and `unchecked`, the StudioError that says why not, None if that
+            is only because there are no such rows.
 
         Raises:
             StudioError: If it cannot be made smaller; nothing is written then.
@@ -44,6 +44,7 @@ class Shrinking:
             "id": made["id"],
             "rank": made["origin"]["rank"],
             "error": made["origin"]["error"],
+            "predicted": made["predicted"],
             "bytes": made["bytes"],
             "loss": None,
             "unchecked": None,

@@ -74,7 +74,7 @@ class Workers:
         pid = process.start(
             folder, environment=environment, resume=resume, ready=self._machine.ready
         )
-        self._accelerator.assign(Job("training", folder.id, self._settings.visitor), pid)
+        self._accelerator.assign(Job("training", (folder.id,), self._settings.visitor), pid)
 
     def get_accelerator(self) -> bool:
         """Free the accelerator for a training, unless somebody waits for it or has it.
@@ -104,7 +104,7 @@ class Workers:
             self._accelerator.clear()
         self._accelerator.check(self._settings.visitor)
 
-    def refuse_while_training(self) -> None:
+    def refuse_while_busy(self) -> None:
         """Raise RunError if a training or measurement is busy, naming it only to who owns it."""
         self._let_leave()
         self._accelerator.check_long(self._settings.visitor)
@@ -117,17 +117,13 @@ class Workers:
         return {} if has_room else dict(process.ALLOCATION)
 
     def environment(self, token: str | None) -> dict[str, str]:
-        """Return what the worker must know beside this process's environment.
-
-        A Space's own token is its owner's: a visitor comes with one, or with none.
-        """
-        own = None if self._settings.space_id else self._settings.hub_token
+        """Return what the worker must know beside this process's environment."""
         # How a run of a visitor ends is not for the owner of a Space for everybody to hear.
         webhook = None if self._settings.is_showcase else self._settings.webhook
         environment = {
             "LORA_STUDIO_HOME": str(self._settings.home),
             "LORA_STUDIO_MAX_TRAINING_S": str(self._settings.max_training_s or ""),
-            "HF_TOKEN": token or own or "",
+            "HF_TOKEN": self._settings.token_for(token) or "",
             "LORA_STUDIO_WEBHOOK": webhook or "",
         }
         if self._settings.offline:
@@ -147,7 +143,7 @@ class Workers:
             if job is None or job.kind != "training" or job.visitor != self._settings.visitor:
                 return
             try:
-                if not self._runs.history(job.name).is_over:
+                if not self._runs.history(job.names[0]).is_over:
                     return
             except RunError:
                 return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from lora_studio.chat.base import LoadedBase
 from lora_studio.chat.drawing import processors
 from lora_studio.chat.prompts import pad_left, prompt_ids
-from lora_studio.chat.request import Event, ModeEvent, Pane, Sampling, voice
+from lora_studio.chat.request import Event, ModeEvent, Pane, Sampling
 from lora_studio.chat.streaming import Detokenizer, Row, RowStreamer, StopFlag
 from lora_studio.errors import StudioError
 
@@ -36,8 +35,10 @@ def answer(loaded: LoadedBase, request: Request) -> None:
             runs out.
     """
     prompts = [prompt_ids(pane, loaded.tokenizer, loaded.context) for pane in request.panes]
-    request.emit(_mode(loaded, request.panes))
-    for rows in _batches(loaded, request.panes):
+    rooms = [_room(loaded, request.sampling, ids) for ids in prompts]
+    batches = list(_batches(loaded, request.panes, rooms))
+    request.emit(_mode(loaded, request.panes, batches))
+    for rows in batches:
         try:
             _answer_batch(loaded, request, {row: prompts[row] for row in rows})
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -45,7 +46,7 @@ def answer(loaded: LoadedBase, request: Request) -> None:
 
 
 def _answer_batch(loaded: LoadedBase, request: Request, prompts: dict[int, list[int]]) -> None:
-    """Answer the panes of `prompts` (pane number to token ids) in one batch."""
+    """Answer the panes of `prompts` (pane number to token ids) in one batch; all have one room."""
     end_ids = _end_ids(loaded)
     rows = [Row(pane, Detokenizer(loaded.tokenizer, ids)) for pane, ids in prompts.items()]
     streamer = RowStreamer(rows, end_ids=end_ids, emit=request.emit, stopped=request.stop.is_set)
@@ -56,9 +57,7 @@ def _answer_batch(loaded: LoadedBase, request: Request, prompts: dict[int, list[
     ids, mask = pad_left(list(prompts.values()), pad_id)
     device = loaded.model.device
     sampling, panes = request.sampling, [request.panes[pane] for pane in prompts]
-    room = sampling.max_new_tokens
-    if loaded.context is not None:
-        room = min(room, loaded.context - ids.shape[1])
+    room = _room(loaded, sampling, next(iter(prompts.values())))
     seeds = [sampling.seed if pane.seed is None else pane.seed for pane in panes]
     with loaded.answering_as([pane.who for pane in panes]):
         loaded.model.generate(
@@ -85,23 +84,31 @@ def _generation_config(room: int, end_ids: list[int], pad_id: int) -> Generation
     )
 
 
-def _batches(loaded: LoadedBase, panes: Sequence[Pane]) -> list[list[int]]:
-    """Return the panes' numbers, those that can share a batch together."""
-
-    def alone(row: int) -> tuple[tuple[str, float], ...]:
-        spoken = voice(panes[row].who)
-        return spoken if loaded.alone(panes[row].who) else ()
-
-    # The batch that can be shared comes first; sorting keeps the panes' order within each.
-    return [
-        list(rows) for _, rows in itertools.groupby(sorted(range(len(panes)), key=alone), alone)
-    ]
+def _room(loaded: LoadedBase, sampling: Sampling, prompt: Sequence[int]) -> int:
+    """Return how many tokens an answer may have behind a prompt."""
+    longest = sampling.max_new_tokens
+    return longest if loaded.context is None else min(longest, loaded.context - len(prompt))
 
 
-def _mode(loaded: LoadedBase, panes: Sequence[Pane]) -> ModeEvent:
-    if len(_batches(loaded, panes)) == 1:
+def _batches(
+    loaded: LoadedBase, panes: Sequence[Pane], rooms: Sequence[int]
+) -> Iterator[list[int]]:
+    """Yield the panes' numbers, those that can share a batch together.
+
+    A batch has room behind its longest prompt, so a pane that has less shares with its like only.
+    """
+    for rows in loaded.together([pane.who for pane in panes]):
+        for room in sorted({rooms[row] for row in rows}, reverse=True):
+            yield [row for row in rows if rooms[row] == room]
+
+
+def _mode(loaded: LoadedBase, panes: Sequence[Pane], batches: Sequence[Sequence[int]]) -> ModeEvent:
+    if len(batches) == 1:
         return {"mode": "batched"}
-    name, reason = next(why for pane in panes if (why := loaded.alone(pane.who)))
+    alone = next((why for pane in panes if (why := loaded.alone(pane.who))), None)
+    if alone is None or len(loaded.together([pane.who for pane in panes])) == 1:
+        return {"mode": "sequential", "reason": "chat.one_by_one_room"}
+    name, reason = alone
     return {"mode": "sequential", "reason": reason, "adapter": name}
 
 

@@ -6,7 +6,6 @@ through the model once more takes it half a second for 210 layers, filling them 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +16,11 @@ from peft.functional import (
 )
 from peft.tuners.lora import Embedding, LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 from torch import Tensor, float32, nn
 
+from lora_studio.adapters.factors import said_of, scale_of
 from lora_studio.adapters.reading import AdapterWeights, BaseLayout
-from lora_studio.adapters.weights import base_name
+from lora_studio.adapters.weights import base_name, module_of
 from lora_studio.chat.rows import WHOLE
 
 MATRICES = {"lora_A.weight", "lora_B.weight"}
@@ -83,8 +82,8 @@ def _inject(model: nn.Module, weights: AdapterWeights, key: str) -> None:
 def _by_layer(lora: Mapping[str, Tensor]) -> Matrices:
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in lora.items():
-        path, _, matrix = base_name(name).rpartition(".lora_")
-        found.setdefault(path, {})[f"lora_{matrix}"] = tensor
+        path = module_of(name)
+        found.setdefault(path, {})[base_name(name).removeprefix(f"{path}.")] = tensor
     return found
 
 
@@ -103,16 +102,15 @@ def _fill(
     layers: dict[str, Any] = {path: model.get_submodule(path) for path in matrices}
     if wanted != matrices.keys() or not all(map(_is_linear, layers.values())):
         return False
-    ranks = {path: _of(config.rank_pattern, path, config.r) for path in layers}
+    ranks = {path: said_of(config.rank_pattern, path, config.r) for path in layers}
     for path, found in matrices.items():
         if found.keys() != MATRICES or len(found["lora_A.weight"]) != ranks[path]:
             return False
     no_dropout = nn.Identity()
     for path, layer in layers.items():
-        alpha = _of(config.alpha_pattern, path, config.lora_alpha)
-        divisor = math.sqrt(ranks[path]) if config.use_rslora else ranks[path]
-        layer.r[key], layer.lora_alpha[key] = ranks[path], alpha
-        layer.scaling[key] = alpha / divisor
+        layer.r[key] = ranks[path]
+        layer.lora_alpha[key] = said_of(config.alpha_pattern, path, config.lora_alpha)
+        layer.scaling[key] = scale_of(config, path, ranks[path])
         layer.use_rslora[key], layer.use_dora[key] = config.use_rslora, False
         layer.lora_bias[key] = False
         layer.lora_dropout[key] = no_dropout
@@ -124,11 +122,6 @@ def _fill(
 
 def _is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, LoraLayer) and not isinstance(layer, (Embedding, *WHOLE))
-
-
-def _of(pattern: Mapping[str, int] | None, path: str, usual: int) -> int:
-    """Return what a pattern of the configuration says of a layer, as PEFT reads it."""
-    return (pattern or {}).get(get_pattern_key(list(pattern or ()), path), usual)
 
 
 class Given(nn.Linear):

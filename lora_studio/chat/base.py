@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import OutOfMemoryError, nn
 
 from lora_studio.adapters.configuration import WEIGHTS
 from lora_studio.adapters.reading import BaseLayout, read_adapter
@@ -23,7 +23,7 @@ from lora_studio.chat.attaching import put_in, take_out
 from lora_studio.chat.request import Voice, Who, voice
 from lora_studio.chat.rows import WHOLE, answered_by
 from lora_studio.data.templates import end_ids, ensure_chat_template
-from lora_studio.errors import AdapterError
+from lora_studio.errors import AdapterError, StudioError
 from lora_studio.models.loading import load_tokenizer
 
 ROUTED = ".experts."
@@ -77,7 +77,9 @@ class LoadedBase:
         """Make these the attached adapters, by name; those already there stay untouched.
 
         Raises:
-            AdapterError: If one cannot be used; the ones attached before are then unchanged.
+            AdapterError: If one cannot be used, or two were trained with different chat templates
+                and the base has none of its own; the ones attached before are then unchanged.
+            StudioError: If memory runs out; likewise.
         """
         kept = {
             name: self.adapters[name]
@@ -88,17 +90,29 @@ class LoadedBase:
         try:
             for name in folders.keys() - kept.keys():
                 added[name] = self._attach(folders[name])
-        except AdapterError:
+            found = {name: (kept | added)[name] for name in folders}
+            _refuse_other_template(found)
+        except StudioError:
             self._detach(added.values())
             raise
         self._detach([one for one in self.adapters.values() if one not in kept.values()])
-        self.adapters = {name: (kept | added)[name] for name in folders}
+        self.adapters = found
         self._choose_template()
 
     def alone(self, who: Who) -> tuple[str, str] | None:
         """Return which adapter cannot share a batch, and the key of the sentence why, if one is."""
         reasons = ((name, self.adapters[name].alone) for name, _ in voice(who))
         return next(((name, why) for name, why in reasons if why), None)
+
+    def together(self, asked: Sequence[Who]) -> list[list[int]]:
+        """Return the places of those who can share a batch, the shared batch first."""
+
+        def alone(place: int) -> Voice:
+            return voice(asked[place]) if self.alone(asked[place]) else ()
+
+        # Sorting keeps the order within each.
+        places = sorted(range(len(asked)), key=alone)
+        return [list(batch) for _, batch in itertools.groupby(places, alone)]
 
     @contextmanager
     def answering_as(self, rows: Sequence[Who]) -> Iterator[None]:
@@ -139,9 +153,9 @@ class LoadedBase:
         return nn.Parameter(total.to(own.dtype), requires_grad=False)
 
     def _choose_template(self) -> None:
-        """Render with the base's template, or an adapter's, or the plain one of the data room.
+        """Render with the base's template, or the adapters', or the plain one of the data room.
 
-        All panes are asked in the same words, those an adapter was trained on if need be.
+        All panes are asked in the same words, those the adapters were trained on if need be.
         """
         self.tokenizer.chat_template = self._own_template
         borrowed = next((one for one in self.adapters.values() if one.template), None)
@@ -158,15 +172,18 @@ class LoadedBase:
         if weights.config.use_dora and getattr(self.model, "is_loaded_in_8bit", False):
             # It reads the base's weights anew at every step, and bitsandbytes moves int8 ones away.
             raise AdapterError("chat.dora_in_int8", folder=str(folder))
+        # A base that has a template of its own needs no other, and a tokenizer takes long to load.
+        template, end_id = (None, None) if self._own_template else _own_template(folder)
         key = next(self._keys)
         try:
             put_in(self.model, weights, key, self._layout)
+        except (OutOfMemoryError, MemoryError) as error:
+            take_out(self.model, key)
+            raise StudioError("chat.out_of_memory") from error
         except (ValueError, RuntimeError, KeyError, TypeError, re.error) as error:
             take_out(self.model, key)
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AdapterError("adapters.unusable", folder=str(folder), cause=cause) from error
-        # A base that has a template of its own needs no other, and a tokenizer takes long to load.
-        template, end_id = (None, None) if self._own_template else _own_template(folder)
         overrides = {
             name: nn.Parameter(tensor, requires_grad=False)
             for name, tensor in weights.overrides.items()
@@ -196,6 +213,15 @@ def _stamp(folder: Path) -> int:
 
 def _is_current(adapter: Attached, folder: Path) -> bool:
     return adapter.folder == folder and adapter.stamp == _stamp(folder)
+
+
+def _refuse_other_template(adapters: Mapping[str, Attached]) -> None:
+    """Refuse an adapter that would be asked in the words of another's chat template."""
+    spoken = {name: (one.template, one.end_id) for name, one in adapters.items() if one.template}
+    for name, own in spoken.items():
+        first = next(iter(spoken))
+        if own != spoken[first]:
+            raise AdapterError("chat.other_template", name=name, other=first)
 
 
 def _own_template(folder: Path) -> tuple[str | None, int | None]:

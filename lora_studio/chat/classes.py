@@ -12,7 +12,9 @@ from lora_studio.data.templates import token_ids
 from lora_studio.errors import StudioError
 
 
-def probabilities(loaded: LoadedBase, text: str, adapters: Sequence[Who]) -> list[list[float]]:
+def probabilities(
+    loaded: LoadedBase, text: str | Sequence[int], adapters: Sequence[Who]
+) -> list[list[float]]:
     """Return the softmax of the class scores, for each of `adapters`, None the base.
 
     One after the other: each adapter brings a head of its own, which changes every row.
@@ -20,9 +22,7 @@ def probabilities(loaded: LoadedBase, text: str, adapters: Sequence[Who]) -> lis
     Raises:
         StudioError: If the text is empty or longer than the model reads.
     """
-    if not text.strip():
-        raise StudioError("chat.empty_prompt")
-    (ids,) = token_ids(loaded.tokenizer, [text], add_special_tokens=True)
+    ids = _ids(loaded, text) if isinstance(text, str) else list(text)
     if loaded.context is not None and len(ids) > loaded.context:
         raise StudioError("chat.text_too_long", tokens=len(ids), limit=loaded.context)
     tokens = torch.tensor([ids], device=loaded.model.device)
@@ -32,3 +32,9 @@ def probabilities(loaded: LoadedBase, text: str, adapters: Sequence[Who]) -> lis
             scores = loaded.model(tokens, attention_mask=torch.ones_like(tokens)).logits[0]
         found.append(torch.softmax(scores.float(), dim=-1).tolist())
     return found
+
+
+def _ids(loaded: LoadedBase, text: str) -> list[int]:
+    if not text.strip():
+        raise StudioError("chat.empty_prompt")
+    return token_ids(loaded.tokenizer, [text], add_special_tokens=True)[0]

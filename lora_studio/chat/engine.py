@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from lora_studio.adapters.lineage import other_weights
 from lora_studio.adapters.reading import read_config
 from lora_studio.chat.answering import Request, answer
 from lora_studio.chat.base import LoadedBase
@@ -35,10 +36,11 @@ from lora_studio.chat.request import (
     Score,
     ScoreProgress,
     Who,
+    names_of,
 )
 from lora_studio.chat.scoring import ScoreTask, score
-from lora_studio.errors import AdapterError, StudioError
-from lora_studio.models.fingerprint import weights_fingerprint
+from lora_studio.errors import StudioError
+from lora_studio.models.fingerprint import weight_files, weights_fingerprint
 from lora_studio.models.loading import load_classifier, load_model, load_tokenizer, reading
 
 TICKETS = 256
@@ -78,7 +80,8 @@ class Engine:
     ) -> None:
         """Load a base model and make `adapters` the ones it answers as.
 
-        What is loaded already is not loaded again; adapters no longer named are dropped.
+        What is loaded already is not loaded again, unless its files were replaced; adapters no
+        longer named are dropped.
 
         Args:
             model_folder: The base model's folder.
@@ -94,11 +97,12 @@ class Engine:
             ModelError: If the base cannot be loaded.
             AdapterError: If an adapter cannot be used with it; the others stay as they were.
         """
-        wanted = (model_folder, precision, device, *((seed, *labels) if labels else ()))
+        folder = Path(model_folder)
+        task = (seed, *labels) if labels else ()
         with self._turn:
+            wanted = (folder, _stamp(folder), precision, device, *task)
             if self._loaded is None or self._loaded_as != wanted:
                 self._drop()
-                folder = Path(model_folder)
                 if labels:
                     model = load_classifier(folder, precision, device, labels=labels, seed=seed)
                 else:
@@ -106,13 +110,8 @@ class Engine:
                 tokenizer = load_tokenizer(folder)
                 self._loaded = LoadedBase(model.eval(), tokenizer, classifies=bool(labels))
                 self._loaded_as = wanted
-            self._refuse_other_base(Path(model_folder), adapters, fingerprints or {})
-            self._loaded.attach({name: Path(folder) for name, folder in adapters.items()})
-
-    def unload(self) -> None:
-        """Forget the model. What the device's own libraries hold is freed by the process's end."""
-        with self._turn:
-            self._drop()
+            self._refuse_other_base(folder, adapters, fingerprints or {})
+            self._loaded.attach({name: Path(place) for name, place in adapters.items()})
 
     def stop(self, ticket: str = "") -> None:
         """End answers that are being written, at their next token; returns at once.
@@ -176,11 +175,11 @@ class Engine:
                 )
             return scores
 
-    def classify(self, text: str, adapters: Sequence[Who]) -> list[list[float]]:
+    def classify(self, text: str | Sequence[int], adapters: Sequence[Who]) -> list[list[float]]:
         """Say how likely each of the classes is for a text.
 
         Args:
-            text: What is sorted, as training reads it: no chat template around it.
+            text: What is sorted, as training reads it: no chat template around it. Or its tokens.
             adapters: Who sorts: names of loaded adapters, or several with a weight each, None
                 for the base, whose head is untrained and only guesses.
 
@@ -205,6 +204,7 @@ class Engine:
         *,
         first_choice: bool = False,
         pieces: bool = True,
+        ticket: str = "",
     ) -> Iterator[ScoreProgress | Score]:
         """Say how likely the tokens of texts are, to the base and to adapters.
 
@@ -216,6 +216,7 @@ class Engine:
             first_choice: Whether to say what the base would rather have written; the base must be
                 among `adapters` then.
             pieces: Whether to say what each token writes.
+            ticket: As in `generate`.
 
         Yields:
             A `ScoreProgress` before the first batch and after each, and one `Score` for each text,
@@ -225,7 +226,7 @@ class Engine:
             StudioError: If nothing is loaded, an adapter is unknown, a text is longer than the
                 model reads, or memory runs out.
         """
-        with self._stoppable("") as stop, self._turn:
+        with self._stoppable(ticket) as stop, self._turn:
             loaded = self._need(adapters)
             passages = [
                 passage(text, loaded.tokenizer) if isinstance(text, Pane) else text
@@ -247,10 +248,9 @@ class Engine:
         for name, found in known.items():
             if found != self._fingerprint:
                 trained_on = read_config(Path(adapters[name])).base_model_name_or_path
-                raise AdapterError(
-                    "chat.other_base", name=name, trained_on=trained_on or "?", found=found[:12],
-                    expected=self._fingerprint[:12],
-                )  # fmt: skip
+                raise other_weights(
+                    name, of=found, found=self._fingerprint, trained_on=trained_on or "?"
+                )
 
     @contextmanager
     def _stoppable(self, ticket: str) -> Iterator[threading.Event]:
@@ -287,8 +287,19 @@ class Engine:
             raise StudioError("chat.too_many_panes", count=len(asked), most=MOST_ROWS)
         known = self._loaded.adapters
         for who in asked:
-            for name in [who] if isinstance(who, str) else who or ():
+            for name in names_of(who):
                 if name not in known:
                     names = ", ".join(known) or "–"
                     raise StudioError("chat.unknown_adapter", name=name, known=names)
         return self._loaded
+
+
+def _stamp(base: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return what tells a base's weights from others that took their place: names, times, sizes.
+
+    Raises:
+        ModelError: If they cannot be read.
+    """
+    with reading(base):
+        found = [(file.name, file.stat()) for file in weight_files(base)]
+    return tuple((name, at.st_mtime_ns, at.st_size) for name, at in found)

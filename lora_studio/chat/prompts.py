@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
@@ -30,11 +30,7 @@ def encode(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         StudioError: If there is nothing to continue.
         DatasetError: If the chat template refuses the conversation.
     """
-    beginning, text = _written(pane, tokenizer)
-    ids = [*beginning, *templates.token_ids(tokenizer, [text])[0]]
-    if not ids:
-        raise StudioError("chat.empty_prompt")
-    return ids
+    return _written(pane, tokenizer).ids
 
 
 def prompt_ids(pane: Pane, tokenizer: PreTrainedTokenizerBase, context: int | None) -> list[int]:
@@ -59,8 +55,7 @@ def rendered(pane: Pane, tokenizer: PreTrainedTokenizerBase, context: int | None
     Raises:
         StudioError: As `encode`.
     """
-    beginning, text = _written(pane, tokenizer)
-    ids = encode(pane, tokenizer)
+    beginning, text, ids = _written(pane, tokenizer)
     limit = None if context is None else context - 1
     over = [] if limit is None else ids[limit:]
     return {
@@ -81,7 +76,7 @@ def _start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return what token ids say, from the first whole character on."""
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip(UNFINISHED)
+    return templates.decoded(tokenizer, ids, special=True).lstrip(UNFINISHED)
 
 
 def passage(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> Passage:
@@ -92,23 +87,39 @@ def passage(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> Passage:
     Raises:
         StudioError: As `encode`.
     """
-    ids = encode(pane, tokenizer)
-    beginning, text = _written(pane, tokenizer)
+    beginning, text, ids = _written(pane, tokenizer)
     asked = text[: len(text) - len(pane.continues)]
     prompt = [*beginning, *templates.token_ids(tokenizer, [asked])[0]]
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))))
     return Passage(ids=ids, counts=[place >= same for place in range(len(ids))])
 
 
-def _written(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
-    """Return the ids that the tokenizer puts before every text, and the text behind them."""
+class _Written(NamedTuple):
+    """A prompt with the beginning of the answer that is gone on with."""
+
+    beginning: list[int]
+    """What the tokenizer puts before every text."""
+    text: str
+    """What stands behind it."""
+    ids: list[int]
+    """Both."""
+
+
+def _written(pane: Pane, tokenizer: PreTrainedTokenizerBase) -> _Written:
+    beginning: list[int] = []
     if pane.text is not None:
-        text = pane.text + pane.continues
-        return [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else [], text
-    if not any(message["content"].strip() for message in pane.messages):
-        return [], ""
-    turns = [Message(cast("Role", one["role"]), one["content"]) for one in pane.messages]
-    return [], templates.render(tokenizer, turns, add_generation_prompt=True) + pane.continues
+        text = pane.text
+        beginning = [tokenizer.bos_token_id] if templates.adds_beginning(tokenizer) else []
+    elif any(message["content"].strip() for message in pane.messages):
+        turns = [Message(cast("Role", one["role"]), one["content"]) for one in pane.messages]
+        text = templates.render(tokenizer, turns, add_generation_prompt=True)
+    else:
+        raise StudioError("chat.empty_prompt")
+    text += pane.continues
+    ids = [*beginning, *templates.token_ids(tokenizer, [text])[0]]
+    if not ids:
+        raise StudioError("chat.empty_prompt")
+    return _Written(beginning, text, ids)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

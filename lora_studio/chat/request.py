@@ -5,9 +5,10 @@ The page's process builds these and sends them to the process that holds the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from lora_studio.errors import StudioError
 
@@ -24,6 +25,8 @@ MOST_ROWS = 16
 model's weights once, for however many rows."""
 SEEDS = 2**32
 """So many seeds there are."""
+OF_MANY = "chat.out_of_memory"
+"""What fewer questions at once may mend."""
 STRENGTHS = (0.0, 2.0)
 """Least and most of an adapter's change that a pane may take; 1 is as it was trained."""
 WEIGHTS = (-2.0, 2.0)
@@ -77,10 +80,20 @@ class Pane:
         return {name: weight * self.strength for name, weight in weights.items()}
 
 
+def names_of(who: Who) -> list[str]:
+    """Return the adapters that are named, those of no weight too."""
+    return [who] if isinstance(who, str) else list(who or ())
+
+
 def voice(who: Who) -> Voice:
     """Return adapters and weights in the one form; two that mean the same are equal."""
     weights = {} if who is None else {who: 1.0} if isinstance(who, str) else who
     return tuple(sorted((name, float(weight)) for name, weight in weights.items() if weight))
+
+
+def seed_apart(seed: int, number: int) -> int:
+    """Return the seed of one of several that are to differ, counted from 0."""
+    return (seed + number) % SEEDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +163,7 @@ class ModeEvent(TypedDict):
 
     mode: Literal["batched", "sequential"]
     reason: NotRequired[str]
-    """Sequential only: key of the sentence that says why; its `{name}` is `adapter`."""
+    """Sequential only: key of the sentence that says why; its `{name}`, if any, is `adapter`."""
     adapter: NotRequired[str]
 
 
@@ -179,6 +192,21 @@ class DoneEvent(TypedDict):
 
 
 Event = ModeEvent | TextEvent | DoneEvent
+
+
+def finished(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Gather what panes answer: each `DoneEvent` comes with the pane's whole `text`.
+
+    Events of no pane are passed on; those with a part of a text are not.
+    """
+    parts: dict[int, list[str]] = defaultdict(list)
+    for event in events:
+        if "pane" not in event:
+            yield event
+        elif "done" in event:
+            yield {**event, "text": "".join(parts[event["pane"]])}
+        else:
+            parts[event["pane"]].append(event["text"])
 
 
 class ScoreProgress(TypedDict):

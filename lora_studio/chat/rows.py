@@ -66,6 +66,7 @@ def answered_by(model: nn.Module, voices: Sequence[Voice]) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     with ExitStack() as undo:
         if any(isinstance(layer, WHOLE) for layer in layers):
+            undo.callback(set_adapter, model, [], inference_mode=True)
             set_adapter(model, [key for key, _ in voices[0]], inference_mode=True)
         for layer in layers:
             if isinstance(layer, WHOLE):

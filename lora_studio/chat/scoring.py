@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lora_studio.chat.base import LoadedBase
 from lora_studio.chat.pieces import Written, written
-from lora_studio.chat.request import Passage, Score, ScoreProgress, Voice, Who, voice
+from lora_studio.chat.request import Passage, Score, ScoreProgress, Who, voice
 from lora_studio.errors import StudioError
 
 BATCH_TOKENS = 2048
@@ -129,14 +129,7 @@ def _judge(
     loaded: LoadedBase, task: ScoreTask, batch: Sequence[_Part], found: list[_Found]
 ) -> None:
     """Run a batch past everybody, those who can share a forward pass together."""
-
-    def alone(number: int) -> Voice:
-        who = task.adapters[number]
-        return voice(who) if loaded.alone(who) else ()
-
-    numbers = sorted(range(len(task.adapters)), key=alone)
-    for _, together in itertools.groupby(numbers, alone):
-        judges = list(together)
+    for judges in loaded.together(task.adapters):
         rows = [(number, part) for number in judges for part in batch]
         spoken = [task.adapters[number] for number, _ in rows]
         logits = _logits(loaded, [part for _, part in rows], spoken)

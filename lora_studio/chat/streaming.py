@@ -13,6 +13,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from lora_studio.chat.request import Event, Reason, TextEvent
+from lora_studio.data.templates import decoded
 
 UNFINISHED = "\ufffd"
 """What a decoder writes for bytes that are no character, or not yet."""
@@ -62,25 +63,19 @@ class Detokenizer:
 
         Special tokens go by their names, bytes that are no character by `UNFINISHED`.
         """
-        before = self._decode(self._ids[: self._settled], special=True)
-        return self._decode([*self._ids, token], special=True)[len(before) :]
+        before = decoded(self._tokenizer, self._ids[: self._settled], special=True)
+        return decoded(self._tokenizer, [*self._ids, token], special=True)[len(before) :]
 
     def _seed(self, prompt: Sequence[int]) -> list[int]:
         """Return the shortest end of the prompt that reads as whole characters."""
         for length in range(1, min(SEED_TOKENS, len(prompt)) + 1):
             end = list(prompt[-length:])
-            if UNFINISHED not in self._decode(end):
+            if UNFINISHED not in decoded(self._tokenizer, end):
                 return end
         return []
 
-    def _decode(self, ids: Sequence[int] | None = None, *, special: bool = False) -> str:
-        return str(
-            self._tokenizer.decode(
-                self._ids if ids is None else ids,
-                skip_special_tokens=not special,
-                clean_up_tokenization_spaces=False,
-            )
-        )
+    def _decode(self) -> str:
+        return decoded(self._tokenizer, self._ids)
 
 
 @dataclass(slots=True)

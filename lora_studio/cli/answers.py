@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from lora_studio.chat.request import Pane, Sampling
+from lora_studio.chat.request import Pane, Sampling, finished
 from lora_studio.cli.parser import Command
 from lora_studio.cli.showing import DONE, print_facts, print_json, studio_of
 from lora_studio.settings import Settings
@@ -35,10 +35,10 @@ def _ask(options: argparse.Namespace, settings: Settings) -> int:
         Pane(adapter=options.run_id, messages=question),  # type: ignore[arg-type]
     ]
     answers = ["", ""]
-    for event in studio.answers.ask(options.run_id, panes, sampling):
-        if "text" in event:
-            answers[event["pane"]] += event["text"]
-    found = dict(zip(("base", "adapter"), (answer.strip() for answer in answers), strict=True))
+    for event in finished(studio.answers.ask(options.run_id, panes, sampling)):
+        if "pane" in event:
+            answers[event["pane"]] = event["text"].strip()
+    found = dict(zip(("base", "adapter"), answers, strict=True))
     if options.json:
         print_json(found)
     else:

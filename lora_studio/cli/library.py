@@ -9,7 +9,6 @@ import time
 from lora_studio.cli.parser import Command
 from lora_studio.cli.showing import DONE, megabytes, print_json, result_of, studio_of
 from lora_studio.errors import StudioError
-from lora_studio.library.shrunk import predicted_error
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 from lora_studio.wording import say
@@ -41,7 +40,7 @@ def _adapters(options: argparse.Namespace, settings: Settings) -> int:
         if len(options.what) != 2 or options.what[0] != "add":
             raise StudioError("cli.adapters_usage")
         return _add(options, studio)
-    found = [entry for entry in studio.library.entries() if entry.facts.has_adapter]
+    found = [entry for entry in studio.library.entries() if entry.can_answer]
     if options.json:
         print_json([entry.to_dict() for entry in found])
         return DONE
@@ -68,19 +67,17 @@ def _add(options: argparse.Namespace, studio: Studio) -> int:
 
 
 def _shrink(options: argparse.Namespace, settings: Settings) -> int:
-    """Say what a lower rank loses, write it, and measure it where there are held-out rows."""
-    studio = studio_of(settings)
-    looked = result_of(studio.adapters.xray(options.name))
-    error = predicted_error(looked["modules"], options.rank)
-    if not options.json:
-        print(say("cli.shrink_predicted", rank=options.rank, error=error), file=sys.stderr)
-    found = result_of(studio.shrinking.shrink(options.name, options.rank))
-    unchecked = found.pop("unchecked")
+    """Write it at a lower rank, measure it where there are held-out rows, say what it lost."""
+    found = result_of(studio_of(settings).shrinking.shrink(options.name, options.rank))
+    unchecked, predicted = found.pop("unchecked"), found.pop("predicted")
     if options.json:
-        print_json(found | {"predicted_error": error})
+        print_json(found | {"predicted_error": predicted})
         return DONE
-    told = say("cli.shrink_done", error=found["error"], size=megabytes(found["bytes"]))
-    print(told, file=sys.stderr)
+    for told in (
+        say("cli.shrink_predicted", rank=options.rank, error=predicted),
+        say("cli.shrink_done", error=found["error"], size=megabytes(found["bytes"])),
+    ):
+        print(told, file=sys.stderr)
     if found["loss"] is not None:
         print(say("cli.shrink_loss", **found["loss"]), file=sys.stderr)
     else:

@@ -23,7 +23,7 @@ from lora_studio.cli import (
     training,
 )
 from lora_studio.cli.parser import Command
-from lora_studio.cli.showing import code_of
+from lora_studio.cli.showing import INTERRUPTED, code_of
 from lora_studio.errors import StudioError
 from lora_studio.settings import Settings
 from lora_studio.wording import say
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudioError as error:
         print(error, file=sys.stderr)
         return code_of(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
-from typing import Any
-
-from tqdm import tqdm
 
 from lora_studio.cli.parser import Command
-from lora_studio.cli.showing import DONE, print_json, studio_of
+from lora_studio.cli.showing import DONE, print_json, result_of, studio_of
 from lora_studio.measuring.measurements import Compared, Measured
 from lora_studio.measuring.remarks import remarks
 from lora_studio.measuring.wanted import Wanted
@@ -36,30 +32,14 @@ def add(command: Command) -> None:
 def _evaluate(options: argparse.Namespace, settings: Settings) -> int:
     wanted = Wanted(rows=options.rows, answers=options.answers, match=options.match)
     studio = studio_of(settings)
-    found = _shown(studio.measurements.evaluate(options.name, wanted, rows_of=options.of))
+    found: Measured = result_of(
+        studio.measurements.evaluate(options.name, wanted, rows_of=options.of)
+    )
     if options.json:
         print_json(found.to_dict())
     else:
         print_measured(found)
     return DONE
-
-
-def _shown(events: Iterable[dict[str, Any]]) -> Measured:
-    """Show how far a measurement is, and return what it found."""
-    found: Measured | None = None
-    with tqdm(file=sys.stderr, leave=False, disable=None) as bar:
-        for event in events:
-            found = event.get("result")
-            if "stage" not in event:  # the result, or that others are before
-                continue
-            bar.set_description_str(say(f"page.stage_{event['stage']}"), refresh=False)
-            bar.total, bar.n = event["total"] or None, event["done"]
-            seconds = event.get("seconds_left")
-            left = "" if seconds is None else say("cli.evaluate_left", seconds=round(seconds))
-            bar.set_postfix_str(left, refresh=False)
-            bar.refresh()
-    assert found is not None  # noqa: S101 - the last event
-    return found
 
 
 def print_measured(found: Measured) -> None:

@@ -19,6 +19,7 @@ from lora_studio.cli.showing import (
     studio_of,
 )
 from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.files import reason_of
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.command import in_one_line
 from lora_studio.recipes.diff import changes
@@ -171,6 +172,5 @@ def _read(file: Path) -> Recipe:
     except UnicodeDecodeError as error:
         raise RecipeError.of([StudioError("cli.recipe_encoding", file=str(file))]) from error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        problem = StudioError("cli.recipe_unreadable", file=str(file), reason=reason)
+        problem = StudioError("cli.recipe_unreadable", file=str(file), reason=reason_of(error))
         raise RecipeError.of([problem]) from error

@@ -11,8 +11,8 @@ from typing import Any
 
 from lora_studio.cli.parser import Command
 from lora_studio.cli.showing import DONE, FAILED, megabytes, print_json, result_of, studio_of
-from lora_studio.errors import from_dict
 from lora_studio.exports.orders import DTYPES, FORMS, QUANTIZATIONS
+from lora_studio.exports.remarks import Remark, on_export, on_place, on_push
 from lora_studio.settings import Settings
 from lora_studio.wording import say
 
@@ -50,7 +50,7 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print_json(found)
         return DONE
-    _tell(found)
+    _tell(*on_export(found), ("cli.export_size", {"size": megabytes(found["bytes"])}))
     print(found["path"])
     return DONE
 
@@ -72,8 +72,7 @@ def _push(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print_json(found)
         return DONE
-    for note in found["notes"]:
-        print(from_dict(note).say("en"), file=sys.stderr)
+    _tell(*on_push(found))
     if found["address"] is not None:
         print(found["address"])
         return DONE
@@ -82,9 +81,7 @@ def _push(options: argparse.Namespace, settings: Settings) -> int:
         print(f"{file['name']}\t{about}{file['bytes']:,}")
     total = megabytes(sum(file["bytes"] for file in found["files"]))
     where, seen = found["repository"], "private" if found["private"] else "public"
-    print(say("cli.push_would", where=where, size=total, seen=seen), file=sys.stderr)
-    key = {True: "cli.push_there", False: "cli.push_new", None: "cli.push_unknown"}
-    print(say(key[found["exists"]], where=where), file=sys.stderr)
+    _tell(("cli.push_would", {"where": where, "size": total, "seen": seen}), on_place(found))
     return DONE
 
 
@@ -98,22 +95,7 @@ def _awaited(events: Generator[dict[str, Any], None, None]) -> Any:
         return None
 
 
-def _tell(found: dict[str, Any]) -> None:
-    """Print what was measured of an export, and what is to be said of it."""
-    told = [from_dict(note).say("en") for note in found["notes"]]
-    if found["check"] is not None:
-        told.append(
-            say(
-                "cli.export_checked",
-                check=found["check"]["relative"],
-                change=found["change"]["relative"],
-                tokens=found["check"]["tokens"],
-            )
-        )
-    again = found["again"]
-    if again is not None:
-        starts = ", ".join(str(count) for count in again["answers"])
-        of = again["answer_tokens"]
-        told.append(say("cli.export_again", again=again["relative"], starts=starts, of=of))
-    told.append(say("cli.export_size", size=megabytes(found["bytes"])))
-    print("\n".join(told), file=sys.stderr)
+def _tell(*remarks: Remark) -> None:
+    """Print what is said beside the output itself."""
+    for key, values in remarks:
+        print(say(key, **values), file=sys.stderr)

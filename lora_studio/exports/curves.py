@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lora_studio.library.together import curve
 from lora_studio.runs.history import History
 
 SIZE_IN = (8.0, 3.6)
@@ -18,13 +19,8 @@ def draw_curves(history: History, file: Path) -> bool:
         history: With what was measured at each step.
         file: Where to.
     """
-    trained = [(entry["step"], entry["loss"]) for entry in history.steps]
-    measured = [(entry["step"], entry["loss"]) for entry in history.evals]
-    lines = {"training": trained, "held out": measured}
-    lines = {
-        name: [(step, loss) for step, loss in line if loss is not None]
-        for name, line in lines.items()
-    }
+    found = curve(history)
+    lines = {"training": found.train, "held out": found.held_out}
     if not any(lines.values()):
         return False
     # Without pyplot there is no window system, and no state that threads share.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapters.configuration import largest_rank, read_settings
 from lora_studio.errors import AdapterError, StudioError
-from lora_studio.library.names import AT, CONFIG, Named, read_origin, resolve
+from lora_studio.library.names import Named, read_origin, resolve
 from lora_studio.measuring import measurements
 from lora_studio.measuring.measurements import Measured
 from lora_studio.runs.folder import RunFolder
@@ -72,11 +73,11 @@ def facts_of(adapter: Named, licence: str | None, settings: Settings) -> Facts:
         adapter=adapter,
         licence=licence,
         history=None if run is None else History(run).update(),
-        step=first.name.partition(AT)[2] if first and run else "",
+        step=first.step if first else "",
         smaller=smaller,
         came_with=_text(adapter.folder / CARD) if run is None else None,
         report=None if run is None else _report(run),
-        measured=_measured(adapter),
+        measured=measurements.read(adapter.home, adapter.folder, step=adapter.step),
     )
 
 
@@ -111,18 +112,10 @@ def _there(name: str, fingerprint: str | None, settings: Settings) -> Named | No
 
 
 def _rank(adapter: Named) -> int | None:
-    """Return the largest rank of an adapter's modules."""
     try:
-        said = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
-        return max([said["r"], *(said.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return largest_rank(read_settings(adapter.folder))
+    except AdapterError:
         return None
-
-
-def _measured(adapter: Named) -> Measured | None:
-    run = adapter.run
-    folder = adapter.folder.parent if run is None else run.path
-    return measurements.read(folder, adapter.folder, step=adapter.name.partition(AT)[2])
 
 
 def _report(run: RunFolder) -> Mapping[str, Any] | None:

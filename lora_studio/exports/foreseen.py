@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-GB = 1_000_000_000
-SHARD_BYTES = 2 * GB
-"""As `exports.merged` cuts weights into files."""
+SHARD_BYTES = 2_000_000_000
+"""No file of a merged model's weights is larger."""
+INDEX, INDEX_BYTES = "model.safetensors.index.json", 30_000
+"""Which weight is in which file, and about its size."""
 SETTINGS = ("config.json", "generation_config.json")
 TOKENIZER = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab.json", "merges.txt")
 BESIDE = ("tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE")
@@ -25,8 +26,9 @@ def merged_files(base: Path, adapter: Path, weights: int) -> dict[str, int]:
     has_tokenizer = (adapter / "tokenizer_config.json").is_file()
     sizes = _sizes(base, (*SETTINGS, *BESIDE))
     sizes |= _sizes(adapter if has_tokenizer else base, TOKENIZER)
-    name = "model.safetensors" if weights <= SHARD_BYTES else "model-*.safetensors"
-    return sizes | {name: weights}
+    if weights <= SHARD_BYTES:
+        return sizes | {"model.safetensors": weights}
+    return sizes | {"model-*.safetensors": weights, INDEX: INDEX_BYTES}
 
 
 def _sizes(folder: Path, patterns: Iterable[str]) -> dict[str, int]:

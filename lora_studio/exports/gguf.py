@@ -26,9 +26,10 @@ from lora_studio.exports.difference import (
     compare,
     logits_of,
 )
-from lora_studio.exports.merged import Merge, Progress, merged_bytes, write_merged
+from lora_studio.exports.merged import Merge, merged_bytes, write_merged
 from lora_studio.exports.orders import QUANTIZATIONS
 from lora_studio.models.fingerprint import weight_files
+from lora_studio.models.hub import OnProgress
 from lora_studio.models.loading import load_model, load_tokenizer, reading
 from lora_studio.settings import Settings
 
@@ -49,9 +50,9 @@ PROMPTS = (
 ANSWER_TOKENS = 12
 
 
-def gguf_bytes(base: Path, quantization: str) -> int:
+def gguf_bytes(asked: Merge, quantization: str) -> int:
     """Return the bytes of the merged model in fp16 and of the file, which lie side by side."""
-    merged = merged_bytes(base, MERGED)
+    merged = merged_bytes(asked, MERGED)
     return merged + int(merged / 2 * QUANTIZATIONS[quantization])
 
 
@@ -61,7 +62,7 @@ def write_gguf(
     name: str,
     quantization: str,
     settings: Settings,
-    progress: Progress,
+    progress: OnProgress,
 ) -> dict[str, Any]:
     """Fill a folder with base and adapter as `NAME-QUANTIZATION.gguf`, and compare it with them.
 
@@ -98,7 +99,7 @@ def write_gguf(
 
 
 def _compared(
-    merged: Path, file: Path, quantization: str, progress: Progress
+    merged: Path, file: Path, quantization: str, progress: OnProgress
 ) -> dict[str, Any] | None:
     """Return how far the file is from the merged model it was made of, None if it is not read.
 

@@ -31,10 +31,13 @@ from lora_studio.exports.difference import (
     logits_of,
     share_moved,
 )
+from lora_studio.exports.foreseen import BESIDE, SHARD_BYTES
 from lora_studio.exports.merging import merge
-from lora_studio.exports.whole import GB, size_of
+from lora_studio.exports.whole import GB
+from lora_studio.files import size_of
 from lora_studio.hardware import free_memory
 from lora_studio.models.fingerprint import weight_files
+from lora_studio.models.hub import OnProgress
 from lora_studio.models.loading import (
     DTYPES,
     load_classifier,
@@ -43,13 +46,10 @@ from lora_studio.models.loading import (
     reading,
 )
 
-Progress = Callable[[str, int, int], None]
-
 STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 """Number formats of safetensors that a base is merged in."""
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.06}
 """Largest `Difference.relative` of a right merge. All of it is the rounding of W + ΔW."""
-SHARD = "2GB"
 LOOK_EVERY_S = 0.2
 ADAPTER = "adapter"
 
@@ -62,19 +62,21 @@ class Merge:
     """A PEFT folder."""
     base: Path
     """The folder of its base, not quantised."""
+    stored: str
+    """What the base's weights are in, as `stored_dtype` says."""
     labels: Sequence[str] = ()
     """Names of classes, of an adapter that sorts texts into them."""
     seed: int = 42
     """What the classifier's untrained head is drawn from."""
 
 
-def merged_bytes(base: Path, dtype: str) -> int:
-    """Return how large a model is on disk when its weights are in this format."""
-    stored = sum(file.stat().st_size for file in weight_files(base))
-    return stored * DTYPES[dtype].itemsize // DTYPES[stored_dtype(base)].itemsize
+def merged_bytes(asked: Merge, dtype: str) -> int:
+    """Return how large the merged model is on disk when its weights are in this format."""
+    stored = sum(file.stat().st_size for file in weight_files(asked.base))
+    return stored * DTYPES[dtype].itemsize // DTYPES[asked.stored].itemsize
 
 
-def write_merged(asked: Merge, folder: Path, dtype: str, progress: Progress) -> dict[str, Any]:
+def write_merged(asked: Merge, folder: Path, dtype: str, progress: OnProgress) -> dict[str, Any]:
     """Fill a folder with base and adapter as one model, and compare it with them.
 
     Args:
@@ -103,7 +105,7 @@ def write_merged(asked: Merge, folder: Path, dtype: str, progress: Progress) -> 
         wanted = logits_of(loaded.model, rows)
     with reading(asked.base):
         model = merge(loaded, ADAPTER, DTYPES[dtype], lambda done, of: progress("merge", done, of))
-    tokenizer = _tokenizer(asked)
+    tokenizer = tokenizer_of(asked)
     _save(model, tokenizer, folder, progress)
     _copy_beside(asked.base, folder)
     del loaded, model
@@ -136,6 +138,12 @@ def stored_dtype(folder: Path) -> str:
     return STORED[most]
 
 
+def tokenizer_of(asked: Merge) -> Any:
+    """Return the tokenizer that lies beside the adapter, with its chat template, or the base's."""
+    is_beside = (asked.adapter / "tokenizer_config.json").is_file()
+    return load_tokenizer(asked.adapter if is_beside else asked.base)
+
+
 def _require_memory(base: Path) -> None:
     """Refuse a base that is larger than the memory that is free.
 
@@ -151,12 +159,11 @@ def _require_memory(base: Path) -> None:
 
 def _loaded(asked: Merge) -> tuple[LoadedBase, list[list[int]]]:
     """Return the base with the adapter attached, and the rows of tokens to compare."""
-    own = stored_dtype(asked.base)
     if asked.labels:
         labels = list(asked.labels)
-        model = load_classifier(asked.base, own, "cpu", labels=labels, seed=asked.seed)
+        model = load_classifier(asked.base, asked.stored, "cpu", labels=labels, seed=asked.seed)
     else:
-        model = load_model(asked.base, own, "cpu")
+        model = load_model(asked.base, asked.stored, "cpu")
     tokenizer = load_tokenizer(asked.base)
     rows = [tokenizer(text)["input_ids"][:LONGEST] for text in TEXTS]
     loaded = LoadedBase(model.eval(), tokenizer, classifies=bool(asked.labels))
@@ -164,18 +171,12 @@ def _loaded(asked: Merge) -> tuple[LoadedBase, list[list[int]]]:
     return loaded, rows
 
 
-def _tokenizer(asked: Merge) -> Any:
-    """Return the tokenizer that lies beside the adapter, with its chat template, or the base's."""
-    is_beside = (asked.adapter / "tokenizer_config.json").is_file()
-    return load_tokenizer(asked.adapter if is_beside else asked.base)
-
-
-def _save(model: Any, tokenizer: Any, folder: Path, progress: Progress) -> None:
+def _save(model: Any, tokenizer: Any, folder: Path, progress: OnProgress) -> None:
     """Write model and tokenizer; a cancelled write ends at its next file."""
     total = sum(one.numel() * one.element_size() for one in model.parameters())
     _prepare(model, tokenizer)
     with _written_beside(folder) as write:
-        work = write(lambda: model.save_pretrained(folder, max_shard_size=SHARD))
+        work = write(lambda: model.save_pretrained(folder, max_shard_size=SHARD_BYTES))
         while not work.done():
             progress("save", min(size_of(folder), total), total)
             wait([work], LOOK_EVERY_S)
@@ -220,7 +221,7 @@ def _forget_code(file: Path) -> None:
 
 def _copy_beside(base: Path, folder: Path) -> None:
     """Copy what other programs read and transformers does not write."""
-    for name in ("tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE"):
+    for name in BESIDE:
         if (base / name).is_file() and not (folder / name).exists():
             shutil.copyfile(base / name, folder / name)
 

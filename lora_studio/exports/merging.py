@@ -36,14 +36,17 @@ def merge(
 
     Raises:
         StudioError: If a weight would be no finite number, or lack what the adapter adds.
+        AdapterError: If it adds a bias to a layer that has none.
     """
     model, adapter = loaded.model, loaded.adapters[name]
     own = model.dtype
     found = [(path, one) for path, one in model.named_modules() if isinstance(one, LoraLayer)]
+    _refuse_biases(found, adapter.key)
     outermost = [(path, one) for path, one in found if not _lies_in(path, found)]
     for done, (path, layer) in enumerate(outermost):
         report(done, len(outermost))
-        _put(model, path, _merged(model, path, layer, key=adapter.key, dtype=dtype))
+        merged = _merged(model, path, layer, key=adapter.key, own=own, dtype=dtype)
+        _put(model, path, merged)
     for path, parameter in adapter.overrides.items():
         _put(model, path, parameter)
     for parameter in model.parameters():
@@ -53,8 +56,24 @@ def merge(
     return model
 
 
-def _merged(model: nn.Module, path: str, layer: Any, *, key: str, dtype: torch.dtype) -> nn.Module:
-    """Return a LoRA layer's own base layer with the change in its weight."""
+def _refuse_biases(found: list[tuple[str, Any]], key: str) -> None:
+    """Refuse an adapter that adds to a bias where the base has none.
+
+    Raises:
+        AdapterError: With the layer's name.
+    """
+    for path, layer in found:
+        if layer.lora_bias.get(key) and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise AdapterError("shipping.no_bias", name=path)
+
+
+def _merged(
+    model: nn.Module, path: str, layer: Any, *, key: str, own: torch.dtype, dtype: torch.dtype
+) -> nn.Module:
+    """Return a LoRA layer's own base layer with the change in its weight.
+
+    What was in the model's `own` format is in `dtype` then.
+    """
     base: nn.Module = layer.get_base_layer()
     _untie(model, base, inside=layer)
     formats = {one: one.dtype for one in base.parameters(recurse=False)}
@@ -72,8 +91,8 @@ def _merged(model: nn.Module, path: str, layer: Any, *, key: str, dtype: torch.d
     for wanted in probes:
         if wanted is not None:
             wanted.require(base, path)
-    for parameter, own in formats.items():
-        parameter.data = parameter.data.to(dtype if own == model.dtype else own)
+    for parameter, before in formats.items():
+        parameter.data = parameter.data.to(dtype if before == own else before)
         if not parameter.isfinite().all():
             raise AdapterError("shipping.not_finite", name=path)
     return base

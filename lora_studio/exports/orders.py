@@ -91,6 +91,8 @@ class Published:
     """Whether its owner alone sees it; of one that was there before, as it is."""
     exists: bool | None
     """Whether the repository was there before, None where the Hub did not say."""
+    deleted: list[str] = field(default_factory=list)
+    """Names of files of an earlier push that go from there."""
     address: str | None = None
     """Where it is now; None after a dry run."""
     notes: list[dict[str, Any]] = field(default_factory=list)

@@ -7,12 +7,13 @@ machine are written anew; all text that is to leave is searched for paths once m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapters.archive import adapter_files
+from lora_studio.adapters.configuration import CONFIG
 from lora_studio.adapters.lineage import NAME as LINEAGE
 from lora_studio.adapters.lineage import Lineage
 from lora_studio.errors import StudioError
@@ -21,7 +22,6 @@ from lora_studio.exports.curves import draw_curves
 from lora_studio.exports.facts import CARD, Facts
 from lora_studio.exports.readme import public_name
 from lora_studio.exports.record import RECORD
-from lora_studio.recipe import Recipe
 from lora_studio.recipes.sharing import NAME as RECIPE
 from lora_studio.recipes.sharing import shareable
 
@@ -30,7 +30,6 @@ SMALL_BYTES = 1_000_000
 """Text above this is a vocabulary, which names nothing of a machine."""
 LOCAL_KEYS = ("_name_or_path", "name_or_path", "auto_map")
 """Where configurations keep the path that they were loaded from, or a repository's code."""
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,7 @@ def pack(
     if has_curves:
         names[CURVES] = stage / CURVES
     names.pop(RECIPE, None)
-    recipe = recipe_of(facts)
+    recipe = facts.adapter.read_recipe()
     if recipe is not None:
         text = shareable(recipe, names_dataset=names_dataset).to_yaml()
         names[RECIPE] = _written(stage / RECIPE, text)
@@ -87,17 +86,6 @@ def pack(
     parcels = [Parcel(name=name, file=names[name]) for name in sorted(names)]
     _refuse_paths(parcels, private)
     return parcels
-
-
-def files_of(facts: Facts) -> list[Path]:
-    """Return the files of an adapter that are of use to others."""
-    return adapter_files(facts.adapter.folder)
-
-
-def recipe_of(facts: Facts) -> Recipe | None:
-    """Return what an adapter was trained with: its run's recipe, or one that lies beside it."""
-    history = facts.history
-    return facts.adapter.read_recipe() if history is None else history.folder.read_recipe()
 
 
 def _written(file: Path, text: str) -> Path:
@@ -122,11 +110,24 @@ def _cleaned(file: Path, target: Path, base: str) -> Path:
 
 
 def _refuse_paths(parcels: Iterable[Parcel], private: Iterable[Path]) -> None:
-    paths = {str(path) for path in private if len(path.parts) > 1}
+    """Refuse a text that names one of the folders or what lies in it.
+
+    Raises:
+        StudioError: With the file's name and the path.
+    """
+    paths = {str(path): _named(path) for path in private if len(path.parts) > 1}
     for parcel in parcels:
         if parcel.file.suffix not in TEXT or parcel.bytes > SMALL_BYTES:
             continue
         text = parcel.file.read_text(encoding="utf-8", errors="replace")
-        found = next((path for path in paths if path in text), None)
+        found = next((path for path, named in paths.items() if named.search(text)), None)
         if found is not None:
             raise StudioError("shipping.names_a_path", file=parcel.name, path=found)
+
+
+def _named(path: Path) -> re.Pattern[str]:
+    """Return a pattern of a path that stands by itself: `/data` is not in a longer name or a URL.
+
+    Letters of other alphabets end it, as those of Korean particles do.
+    """
+    return re.compile(rf"(?<![\w.-])(?<!:/){re.escape(str(path))}(?![\w-]|\.\w)", re.ASCII)

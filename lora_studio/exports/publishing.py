@@ -17,10 +17,11 @@ from lora_studio.exports import sending
 from lora_studio.exports.facts import CARD, Facts
 from lora_studio.exports.foreseen import merged_files
 from lora_studio.exports.orders import Order, Publication, Published
-from lora_studio.exports.packing import pack, recipe_of
+from lora_studio.exports.packing import pack
 from lora_studio.exports.readme import public_name
-from lora_studio.exports.sending import Place, Progress
+from lora_studio.exports.sending import Place
 from lora_studio.exports.shipping import refuse_loftq, ship
+from lora_studio.models.hub import OnProgress, refuse_malformed
 from lora_studio.models.inspection import inspect_model
 from lora_studio.models.sources import HUB_ID, hub_name, resolve
 from lora_studio.recipe import Recipe
@@ -43,7 +44,7 @@ class Content:
 
 
 def bring(
-    asked: Publication, facts: Facts, settings: Settings, *, token: str | None, progress: Progress
+    asked: Publication, facts: Facts, settings: Settings, *, token: str | None, progress: OnProgress
 ) -> Published:
     """Publish an adapter or its merged model, or say what would be published.
 
@@ -59,12 +60,12 @@ def bring(
             and `sending.send`.
     """
     sending.require_name(asked.repository)
-    sending.require_form(token)
+    refuse_malformed(token)
     if not asked.is_dry and not token:
         raise StudioError("shipping.no_token")
     notes: list[StudioError] = []
     place = _place(asked, settings, token, notes)
-    recipe = recipe_of(facts)
+    recipe = facts.adapter.read_recipe()
     dataset = recipe.data.hub.repo_id if recipe else ""
     names_dataset = bool(dataset) and not settings.offline and sending.is_everybodys(dataset)
     if dataset and not names_dataset:
@@ -105,6 +106,7 @@ def bring(
             card=card.read_text(encoding="utf-8"),
             private=place.is_private if place.exists else asked.private,
             exists=place.exists,
+            deleted=place.stale(sizes) if asked.updates else [],
             address=address,
             notes=[*(note.to_dict() for note in notes), *content.notes],
         )
@@ -151,7 +153,8 @@ def _private(settings: Settings, facts: Facts, recipe: Recipe | None) -> list[Pa
     """Return the paths of this machine that nobody else should read of."""
     named = [facts.adapter.source, *(recipe.data.files if recipe else ())]
     own = [Path(path) for path in named if Path(path).is_absolute()]
-    return [settings.home, Path.home(), facts.adapter.folder, *own]
+    found = [settings.home, Path.home(), facts.adapter.folder, *own]
+    return [*found, *(path.resolve() for path in found)]
 
 
 def _content(
@@ -160,7 +163,7 @@ def _content(
     settings: Settings,
     stage: Path,
     token: str | None,
-    progress: Progress,
+    progress: OnProgress,
 ) -> Content:
     """Return the adapter's files or those of the merged model, which is made in the stage."""
     adapter = asked.adapter

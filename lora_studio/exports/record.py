@@ -12,10 +12,11 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+from lora_studio.adapters.configuration import WEIGHTS
 from lora_studio.exports.orders import Form
 from lora_studio.library.names import Named
-from lora_studio.measuring.measurements import WEIGHTS, weights_of
 
 RECORD = "export.json"
 ODD = re.compile(r"[^\w.-]+")
@@ -30,18 +31,19 @@ ENDINGS: dict[Form, tuple[str, str]] = {
 
 def write_record(folder: Path, adapter: Named) -> None:
     """Note in an export of which weights it is."""
-    said = {"adapter": adapter.name, "weights": weights_of(adapter.folder)}
+    said = {"adapter": adapter.name, "weights": adapter.weights()}
     (folder / RECORD).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
 
 def is_of(export: Path, weights: str) -> bool:
-    """Say whether an export is there and of these weights (`measurements.weights_of`)."""
+    """Say whether an export is there and of these weights (`library.names.Named.weights`)."""
     try:
         if export.is_dir():
             said = json.loads((export / RECORD).read_text(encoding="utf-8"))
             return bool(said["weights"] == weights)
-        with zipfile.ZipFile(export) as archive:
-            return hashlib.sha256(archive.read(WEIGHTS)).hexdigest() == weights
+        with zipfile.ZipFile(export) as archive, archive.open(WEIGHTS) as opened:
+            content = cast("zipfile.ZipExtFile", opened)
+            return hashlib.file_digest(content, "sha256").hexdigest() == weights
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return False
 
@@ -53,9 +55,9 @@ def place_of(folder: Path, adapter: Named, form: Form) -> Path:
     all that is left of that.
 
     Raises:
-        OSError: If the adapter's weights cannot be read.
+        AdapterError: If the adapter's weights cannot be read.
     """
-    weights = weights_of(adapter.folder)
+    weights = adapter.weights()
     found = places(folder, adapter.name, form)
     return next(place for place in found if not place.exists() or is_of(place, weights))
 

@@ -1,20 +1,22 @@
 """One repository of the Hugging Face Hub: what it is now, and files sent there in one commit.
 
+What an earlier push of another kind left there goes with the same commit.
+
 A repository that was made for files that then did not arrive is deleted again; one that was there
 before never is, nor one that may have them.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
@@ -22,13 +24,19 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
+from lora_studio.adapters.configuration import CONFIG, WEIGHTS
+from lora_studio.adapters.lineage import NAME as LINEAGE
 from lora_studio.errors import StudioError
+from lora_studio.exports.card import CURVES
+from lora_studio.exports.foreseen import INDEX
 from lora_studio.exports.packing import Parcel
+from lora_studio.models.hub import OnProgress
 from lora_studio.models.sources import HUB_ID
+from lora_studio.recipes.sharing import NAME as RECIPE
 
-Progress = Callable[[str, int, int], None]
-
-TOKEN = re.compile(r"[!-~]+")
+OURS = (CONFIG, WEIGHTS, LINEAGE, RECIPE, CURVES, INDEX, "model*.safetensors")
+"""What a push may have left that stands in another's way: beside a configuration of PEFT, a merged
+model is loaded as an adapter's base."""
 HUBS_OWN = ".gitattributes"
 """What the Hub puts into a new repository."""
 
@@ -40,8 +48,23 @@ class Place:
     exists: bool | None
     """None where the Hub does not say: without a token, one that is private looks like none."""
     is_private: bool = False
-    holds_files: bool = False
-    """One that is there without a file is what an attempt left that lost the network."""
+    files: frozenset[str] | None = frozenset()
+    """The names of its files, None where the Hub does not tell them."""
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether it holds any; without one it is what an attempt left that lost the network."""
+        return self.files is None or bool(self.files - {HUBS_OWN})
+
+    def stale(self, coming: Iterable[str]) -> list[str]:
+        """Return which of its files an earlier push left and this one does not write.
+
+        Args:
+            coming: Names of the files that are sent, or patterns of such.
+        """
+        there = [name for name in self.files or () if "/" not in name and _is_one_of(name, OURS)]
+        names = list(coming)
+        return sorted(name for name in there if not _is_one_of(name, names))
 
 
 def require_name(repository: str) -> None:
@@ -55,36 +78,28 @@ def require_name(repository: str) -> None:
         raise StudioError("shipping.bad_repository", repository=repository)
 
 
-def require_form(token: str | None) -> None:
-    """Refuse what cannot be a token: the HTTP library's own exception would quote it in full.
-
-    Raises:
-        StudioError: Without the token.
-    """
-    if token and not TOKEN.fullmatch(token):
-        raise StudioError("model.token_malformed")
-
-
 def look(repository: str, token: str | None) -> Place:
     """Return what a repository is now.
 
     Raises:
-        StudioError: If name or token cannot be one, or the Hub cannot be reached or refuses.
+        StudioError: If the Hub cannot be reached or refuses.
     """
-    require_name(repository)
-    require_form(token)
     with _translated(repository):
         try:
             info = HfApi(token=token or False).model_info(repository)
         except hub_errors.GatedRepoError:
-            return Place(exists=True, holds_files=True)
+            return Place(exists=True, files=None)
         except hub_errors.RepositoryNotFoundError:
             return Place(exists=False if token else None)
-    return Place(exists=True, is_private=bool(info.private), holds_files=_holds_files(info))
+    return Place(exists=True, is_private=bool(info.private), files=_files(info))
 
 
-def _holds_files(info: ModelInfo) -> bool:
-    return any(sibling.rfilename != HUBS_OWN for sibling in info.siblings or ())
+def _files(info: ModelInfo) -> frozenset[str]:
+    return frozenset(sibling.rfilename for sibling in info.siblings or ())
+
+
+def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def is_everybodys(dataset: str) -> bool:
@@ -103,9 +118,9 @@ def send(
     token: str,
     private: bool,
     message: str,
-    progress: Progress,
+    progress: OnProgress,
 ) -> str:
-    """Send files and return the address of the repository.
+    """Send files, delete what is stale, and return the address of the repository.
 
     Args:
         parcels: The files.
@@ -131,7 +146,9 @@ def send(
             _take_back(api, repository, place)
             raise
         try:
-            _commit(api, repository, operations, message)
+            stale = place.stale(parcel.name for parcel in parcels)
+            gone = [CommitOperationDelete(name) for name in stale]
+            _commit(api, repository, [*operations, *gone], message)
         except Exception as error:
             if _may_have_arrived(error):
                 values = {"repository": repository, "address": address}
@@ -142,7 +159,7 @@ def send(
 
 
 def _uploaded(
-    api: HfApi, parcels: Sequence[Parcel], repository: str, progress: Progress
+    api: HfApi, parcels: Sequence[Parcel], repository: str, progress: OnProgress
 ) -> list[CommitOperationAdd]:
     """Upload what is large, one file after the other; return what is then to be committed."""
     total, done = sum(parcel.bytes for parcel in parcels), 0
@@ -158,7 +175,10 @@ def _uploaded(
 
 
 def _commit(
-    api: HfApi, repository: str, operations: list[CommitOperationAdd], message: str
+    api: HfApi,
+    repository: str,
+    operations: list[CommitOperationAdd | CommitOperationDelete],
+    message: str,
 ) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warnings while validating metadata", UserWarning)
@@ -176,7 +196,7 @@ def _take_back(api: HfApi, repository: str, place: Place) -> None:
     """Delete a repository that was made just now, unless there is something in it."""
     if not place.exists:
         with suppress(httpx2.HTTPError, hub_errors.HfHubHTTPError):
-            if not _holds_files(api.model_info(repository)):
+            if not _files(api.model_info(repository)) - {HUBS_OWN}:
                 api.delete_repo(repository)
 
 

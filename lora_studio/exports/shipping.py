@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.adapters.archive import adapter_files, zip_adapter
+from lora_studio.adapters.lineage import other_weights
 from lora_studio.errors import AdapterError, StudioError
 from lora_studio.exports.gguf import MERGED, gguf_bytes, write_gguf
-from lora_studio.exports.merged import Merge, Progress, merged_bytes, stored_dtype, write_merged
+from lora_studio.exports.merged import (
+    Merge,
+    merged_bytes,
+    stored_dtype,
+    tokenizer_of,
+    write_merged,
+)
 from lora_studio.exports.ollama import modelfile
 from lora_studio.exports.orders import Order, Shipped
 from lora_studio.exports.readme import readme
 from lora_studio.exports.record import write_record
-from lora_studio.exports.whole import size_of, written_whole
+from lora_studio.exports.whole import written_whole
+from lora_studio.files import size_of
 from lora_studio.hardware import QUANTISED
 from lora_studio.library.names import Named
 from lora_studio.models.fingerprint import weights_fingerprint
-from lora_studio.models.loading import load_tokenizer, reading
+from lora_studio.models.hub import OnProgress
+from lora_studio.models.loading import reading
 from lora_studio.models.sources import hub_name
 from lora_studio.settings import Settings
 
@@ -29,7 +38,7 @@ COARSE = 0.5
 """Rounding that moves the logits by so much of what the adapter does is told of."""
 
 
-def ship(order: Order, base: Path | None, settings: Settings, progress: Progress) -> Shipped:
+def ship(order: Order, base: Path | None, settings: Settings, progress: OnProgress) -> Shipped:
     """Export an adapter.
 
     Args:
@@ -43,18 +52,21 @@ def ship(order: Order, base: Path | None, settings: Settings, progress: Progress
         StudioError: If something cannot be read, does not fit, or what was written does not say
             what base and adapter say.
     """
-    if order.form == "zip" or base is None:
+    if order.form == "zip":
         return _zipped(order, progress)
+    assert base is not None  # noqa: S101 - who orders these has fetched it
     _refuse(order.adapter, base)
+    stored = stored_dtype(base)
     is_merged = order.form == "merged"
-    dtype = (order.dtype or stored_dtype(base)) if is_merged else MERGED
+    dtype = (order.dtype or stored) if is_merged else MERGED
     asked = Merge(
         adapter=order.adapter.folder,
         base=base,
+        stored=stored,
         labels=order.adapter.labels,
         seed=order.adapter.seed,
     )
-    needed = merged_bytes(base, dtype) if is_merged else gguf_bytes(base, order.quantization)
+    needed = merged_bytes(asked, dtype) if is_merged else gguf_bytes(asked, order.quantization)
     with written_whole(order.target, needed=needed, replaces=order.replaces) as partial:
         partial.mkdir()
         if is_merged:
@@ -65,7 +77,7 @@ def ship(order: Order, base: Path | None, settings: Settings, progress: Progress
         if order.form == "ollama":
             beside = partial / "Modelfile"
             beside.write_text(
-                modelfile(partial / found["file"], _tokenizer(asked)), encoding="utf-8"
+                modelfile(partial / found["file"], tokenizer_of(asked)), encoding="utf-8"
             )
         shipped = Shipped(
             form=order.form,
@@ -82,7 +94,7 @@ def ship(order: Order, base: Path | None, settings: Settings, progress: Progress
     return shipped
 
 
-def _zipped(order: Order, progress: Progress) -> Shipped:
+def _zipped(order: Order, progress: OnProgress) -> Shipped:
     files = adapter_files(order.adapter.folder)
     needed = sum(file.stat().st_size for file in files)
     with written_whole(order.target, needed=needed, replaces=order.replaces) as partial:
@@ -117,10 +129,10 @@ def _refuse(adapter: Named, base: Path) -> None:
     with reading(base):
         found = weights_fingerprint(base)
     if found != adapter.fingerprint:
-        raise AdapterError(
-            "chat.other_base", name=adapter.name, trained_on=hub_name(adapter.source),
-            found=adapter.fingerprint[:12], expected=found[:12],
-        )  # fmt: skip
+        trained_on = hub_name(adapter.source)
+        raise other_weights(
+            adapter.name, of=adapter.fingerprint, found=found, trained_on=trained_on
+        )
 
 
 def _notes(order: Order, dtype: str, found: dict[str, Any]) -> list[StudioError]:
@@ -144,8 +156,3 @@ def _notes(order: Order, dtype: str, found: dict[str, Any]) -> list[StudioError]
         values = {"rounding": f"{again['relative']:.2g}", "change": f"{change:.2g}"}
         notes.append(StudioError("shipping.gguf_coarse", quantization=order.quantization, **values))
     return notes
-
-
-def _tokenizer(asked: Merge) -> Any:
-    is_beside = (asked.adapter / "tokenizer_config.json").is_file()
-    return load_tokenizer(asked.adapter if is_beside else asked.base)

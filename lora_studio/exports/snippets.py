@@ -13,8 +13,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.errors import StudioError
-from lora_studio.library.names import CONFIG
+from lora_studio.adapters.configuration import largest_rank, read_settings
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes (vLLM, docs/features/lora.md and `vllm/config/lora.py`)."""
@@ -35,6 +34,18 @@ inputs = tokenizer.apply_chat_template(
 ).to(model.device)
 answer = model.generate(**inputs, max_new_tokens=128)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+SORTING = """\
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+config = AutoConfig.from_pretrained({adapter})  # the classes
+base = AutoModelForSequenceClassification.from_pretrained({base}, config=config)
+model = PeftModel.from_pretrained(base, {adapter}).eval()
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+
+scores = model(**tokenizer("A text.", return_tensors="pt")).logits
+print(config.id2label[int(scores.argmax())])
 """
 CLIENT = """\
 from openai import OpenAI
@@ -57,7 +68,7 @@ class Snippet:
 
 
 def of_adapter(name: str, adapter: Path, base: str) -> list[Snippet]:
-    """Return how an adapter is used on its base as it is.
+    """Return how an adapter that writes is used on its base as it is.
 
     Args:
         name: What a server calls it.
@@ -65,15 +76,9 @@ def of_adapter(name: str, adapter: Path, base: str) -> list[Snippet]:
         base: Hub id or folder of its base.
 
     Raises:
-        StudioError: If it cannot be read.
+        AdapterError: As `read_settings`.
     """
-    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
-    python = PYTHON.format(
-        base=_quoted(base),
-        adapter=_quoted(str(adapter)),
-        tokenizer=_quoted(str(adapter) if has_tokenizer else base),
-    )
-    found = [Snippet(name="python", text=python)]
+    found = [_python(PYTHON, adapter, base)]
     rank = _vllm_rank(adapter)
     if rank is not None:
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{name}={adapter}"]
@@ -81,6 +86,11 @@ def of_adapter(name: str, adapter: Path, base: str) -> list[Snippet]:
         found.insert(0, Snippet(name="vllm", text=shlex.join(words) + "\n"))
         found.append(Snippet(name="openai", text=CLIENT.format(model=_quoted(name))))
     return found
+
+
+def of_classifier(adapter: Path, base: str) -> Snippet:
+    """Return how an adapter that sorts texts is used; servers of models that write take none."""
+    return _python(SORTING, adapter, base)
 
 
 def of_merged(folder: Path) -> list[Snippet]:
@@ -102,21 +112,26 @@ def of_ollama(name: str, folder: Path) -> list[Snippet]:
     return [Snippet(name="ollama", text=f"{create}\n{shlex.join(['ollama', 'run', name])}\n")]
 
 
+def _python(program: str, adapter: Path, base: str) -> Snippet:
+    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    text = program.format(
+        base=_quoted(base),
+        adapter=_quoted(str(adapter)),
+        tokenizer=_quoted(str(adapter) if has_tokenizer else base),
+    )
+    return Snippet(name="python", text=text)
+
+
 def _vllm_rank(adapter: Path) -> int | None:
     """Return the `--max-lora-rank` that an adapter needs, None where vLLM does not take it.
 
     vLLM adds plain LoRA: no DoRA, trained biases or whole layers.
     """
-    try:
-        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-        ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-        is_plain = config.get("bias", "none") == "none" and not any(
-            config.get(name) for name in ("use_dora", "modules_to_save", "target_parameters")
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise StudioError("adapters.unreadable", file=str(adapter / CONFIG), cause=cause) from error
-    fits = [rank for rank in VLLM_RANKS if rank >= max(ranks)]
+    said = read_settings(adapter)
+    is_plain = said.get("bias", "none") == "none" and not any(
+        said.get(name) for name in ("use_dora", "modules_to_save", "target_parameters")
+    )
+    fits = [rank for rank in VLLM_RANKS if rank >= largest_rank(said)]
     return fits[0] if is_plain and fits else None
 
 

@@ -8,7 +8,6 @@ What a process that was killed left is known by its lock, which is free.
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,8 +16,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from lora_studio.errors import StudioError
+from lora_studio.files import is_disk_full, reason_of
 
 GB = 1e9
 SPARE_BYTES = 200_000_000
@@ -45,16 +46,16 @@ def written_whole(target: Path, *, needed: int, replaces: bool = False) -> Itera
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
             _clear(target)
-            if target.exists() and not replaces:
-                raise StudioError("shipping.exists", path=str(target))
+            _refuse_there(target, replaces=replaces)
             require_space(target.parent, needed)
             aside = Path(mkdtemp(prefix=f".{target.name}.{EXPORTING}", dir=target.parent))
             try:
                 yield aside / target.name
+                _refuse_there(target, replaces=replaces)
                 _put(aside, target)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
+                _drop(aside, target)
+    except (OSError, SafetensorError) as error:
         raise unwritten(error, target) from error
 
 
@@ -85,23 +86,11 @@ def require_space(folder: Path, needed: int) -> None:
         )  # fmt: skip
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file or a folder's, also of one that somebody is still writing."""
-    total = 0
-    for file in (path, *path.rglob("*")):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
-
-
-def unwritten(error: OSError, target: Path) -> StudioError:
+def unwritten(error: OSError | SafetensorError, target: Path) -> StudioError:
     """Return the sentence for what a disk said while an export was written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return StudioError("shipping.disk_full", path=str(target))
-    reason = error.strerror or type(error).__name__
-    return StudioError("shipping.not_written", path=str(target), reason=reason)
+    return StudioError("shipping.not_written", path=str(target), reason=reason_of(error))
 
 
 @contextmanager
@@ -124,18 +113,27 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _clear(target: Path) -> None:
-    """Remove what was left beside a target that nobody else has; a target moved aside comes back.
+def _refuse_there(target: Path, *, replaces: bool) -> None:
+    if target.exists() and not replaces:
+        raise StudioError("shipping.exists", path=str(target))
 
-    A process may have been killed between the two renames of `_put`.
-    """
+
+def _clear(target: Path) -> None:
+    """Remove what was left beside a target that nobody else has."""
     for aside in target.parent.iterdir():
         match = ASIDE.fullmatch(aside.name)
-        if match is None or match[1] != target.name:
-            continue
-        if (aside / EARLIER).exists() and not target.exists():
-            (aside / EARLIER).rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        if match is not None and match[1] == target.name:
+            _drop(aside, target)
+
+
+def _drop(aside: Path, target: Path) -> None:
+    """Remove what was written aside; a target that was moved there comes back.
+
+    It may have ended between the two renames of `_put`.
+    """
+    if (aside / EARLIER).exists() and not target.exists():
+        (aside / EARLIER).rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _put(aside: Path, target: Path) -> None:

@@ -7,19 +7,21 @@ Whatever stops the work, what is there stays, and the rest can be asked later.
 from __future__ import annotations
 
 import calendar
+import functools
 import json
 import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from lora_studio.chat.request import SEEDS, Pane, Sampling
-from lora_studio.errors import StudioError
-from lora_studio.files import write_whole
-from lora_studio.judging.contenders import Contender
+from lora_studio.chat.request import Pane, Sampling, seed_apart
+from lora_studio.errors import RunError, StudioError
+from lora_studio.files import reason_of, write_whole
+from lora_studio.judging.contenders import Contender, Loaded
 from lora_studio.judging.exporting import csv_text
 from lora_studio.judging.prompts import Prompt
 
@@ -43,6 +45,8 @@ class Asked:
     """Whether the questions are continued as texts, without a chat template."""
     apart: bool = False
     """Whether each contender has a seed of its own."""
+    loaded: Loaded = field(default_factory=Loaded)
+    """What stood behind the names at first; nothing where that was not kept."""
 
     def pane(self, prompt: int, contender: int) -> Pane:
         """Return what one contender is asked with one prompt."""
@@ -50,7 +54,7 @@ class Asked:
         pane = who.pane(text=asked.question) if self.as_text else who.pane(asked.messages)
         if not self.apart:
             return pane
-        return replace(pane, seed=(self.sampling.seed + contender) % SEEDS)
+        return replace(pane, seed=seed_apart(self.sampling.seed, contender))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +91,8 @@ class Batch:
         """Begin a table in a folder, under a name of its own.
 
         Raises:
-            OSError: If the folder does not take it.
+            RunError: If the disk does not take it.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.strftime(STAMP, time.gmtime())}-{secrets.token_hex(3)}"
         file = folder / f"{name}{SUFFIX}"
         head = {
@@ -99,8 +102,11 @@ class Batch:
             "sampling": asdict(asked.sampling),
             "as_text": asked.as_text,
             "apart": asked.apart,
+            "loaded": asdict(asked.loaded),
         }
-        write_whole(file, json.dumps(head, ensure_ascii=False) + "\n")
+        with _written("judging.not_begun", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(head, ensure_ascii=False) + "\n")
         return cls(file, asked)
 
     @classmethod
@@ -144,33 +150,40 @@ class Batch:
 
     def pending(self) -> list[int]:
         """Return the prompts that somebody has not answered yet."""
+        return [at for at in range(len(self.asked.prompts)) if self.missing(at)]
+
+    def missing(self, prompt: int) -> list[int]:
+        """Return the contenders who have not answered a prompt yet."""
         contenders = range(len(self.asked.contenders))
-        return [
-            at
-            for at in range(len(self.asked.prompts))
-            if not all((at, who) in self.answers for who in contenders)
-        ]
+        return [who for who in contenders if (prompt, who) not in self.answers]
 
     def add(self, prompt: int, contender: int, answer: Answer) -> None:
-        """Write an answer into the table and the file."""
+        """Write an answer into the table and the file.
+
+        Raises:
+            RunError: If the disk does not take it.
+        """
         line = {"prompt": prompt, "contender": contender, **asdict(answer)}
-        _append(self._file, json.dumps(line, ensure_ascii=False) + "\n")
+        with _written("judging.not_kept", self._file.parent):
+            _append(self._file, json.dumps(line, ensure_ascii=False) + "\n")
         self.answers[prompt, contender] = answer
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each prompt: `question`, `reference`, and `answers` by contender.
+        """Return a row for each prompt, as `row` has it."""
+        return [self.row(at) for at in range(len(self.asked.prompts))]
+
+    def row(self, prompt: int) -> dict[str, Any]:
+        """Return a prompt's `question`, `reference`, and `answers` by contender.
 
         An answer is `Answer`'s fields, or None where it is pending.
         """
+        asked = self.asked.prompts[prompt]
         contenders = range(len(self.asked.contenders))
-        return [
-            {
-                "question": prompt.question,
-                "reference": prompt.reference,
-                "answers": [self._plain(at, who) for who in contenders],
-            }
-            for at, prompt in enumerate(self.asked.prompts)
-        ]
+        return {
+            "question": asked.question,
+            "reference": asked.reference,
+            "answers": [self._plain(prompt, who) for who in contenders],
+        }
 
     def csv(self) -> str:
         """Return the table as CSV: for each contender its answer, why it ended, tokens, seconds."""
@@ -204,9 +217,56 @@ class Batch:
         return None if found is None else asdict(found)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a list of tables says of one."""
+
+    name: str
+    begun: float
+    """As `Batch.begun`."""
+    done: int
+    """How many prompts every contender has answered,"""
+    total: int
+    """of so many."""
+
+
+def known(folder: Path, name: str) -> Known:
+    """Return what a list says of a table; its file is read again only when it has changed.
+
+    Raises:
+        StudioError: As `Batch.open`.
+    """
+    file = folder / f"{name}{SUFFIX}"
+    try:
+        at = file.stat()
+    except OSError as error:
+        raise StudioError("judging.no_such_batch", name=name) from error
+    return _known(file, (at.st_mtime_ns, at.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _known(file: Path, _written_at: tuple[int, int]) -> Known:
+    batch = Batch.open(file.parent, file.stem)
+    total = len(batch.asked.prompts)
+    return Known(name=batch.name, begun=batch.begun, done=batch.done, total=total)
+
+
 def listed(folder: Path) -> list[str]:
     """Return the names of the tables in a folder, the newest first."""
     return [file.stem for file in _files(folder)]
+
+
+@contextmanager
+def _written(key: str, folder: Path) -> Iterator[None]:
+    """Say in words that the disk does not take something.
+
+    Raises:
+        RunError: If so.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(key, folder=str(folder), reason=reason_of(error)) from error
 
 
 def _append(file: Path, line: str) -> None:
@@ -232,6 +292,7 @@ def _asked(head: Mapping[str, Any]) -> Asked:
         sampling=Sampling(**head["sampling"]),
         as_text=head.get("as_text", False),
         apart=head.get("apart", False),
+        loaded=Loaded(**head.get("loaded", {})),
     )
 
 
@@ -241,10 +302,5 @@ def _answers(lines: Iterable[str]) -> Iterator[tuple[tuple[int, int], Answer]]:
             fields = json.loads(line)
             place = fields.pop("prompt"), fields.pop("contender")
             yield place, Answer(**fields)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # torn, when its writer was killed
-            continue
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # torn, when its writer was killed

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
-
-Item = TypeVar("Item")
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +38,6 @@ class Shuffled:
     def pane_at(self, place: int) -> int:
         """Return the pane that stands at a place."""
         return self.order[place]
-
-    def place_of(self, pane: int) -> int:
-        """Return the place at which a pane stands."""
-        return self.order.index(pane)
-
-    def shown(self, panes: Sequence[Item]) -> list[Item]:
-        """Return what belongs to the panes, by place."""
-        return [panes[pane] for pane in self.order]
 
 
 def letter(place: int) -> str:

@@ -58,12 +58,13 @@ class Contender:
 
     def pane(self, messages: Sequence[Message] = (), text: str | None = None) -> Pane:
         """Return the pane in which this contender answers."""
-        who: dict[str, Any] = {"adapter": self.adapter}
-        if self.mixture:
-            who["mixture"] = dict(self.mixture)
-        if self.strength != 1:
-            who["strength"] = self.strength
-        return Pane(messages=messages, text=text, **who)
+        return Pane(
+            adapter=self.adapter,
+            strength=self.strength,
+            mixture=dict(self.mixture),
+            messages=messages,
+            text=text,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -91,3 +92,17 @@ class Loaded:
     def of(self, contender: Contender) -> dict[str, str]:
         """Return the weights of a contender's adapters."""
         return {name: self.weights[name] for name in contender.names if name in self.weights}
+
+    def changed(self, now: Loaded) -> str:
+        """Return the names that mean other weights now, and the base's precisions if those differ.
+
+        Nothing where all is as it was, or where it is not known how it was.
+        """
+        if self == Loaded():
+            return ""
+        changes = [
+            name for name, weights in self.weights.items() if weights != now.weights.get(name)
+        ]
+        if self.precision != now.precision:
+            changes.append(f"{self.precision} → {now.precision}")
+        return ", ".join(changes)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_studio.chat.request import MOST_ROWS, Pane, Sampling
+from lora_studio.chat.request import MOST_ROWS, OF_MANY, Pane, Sampling, finished
 from lora_studio.errors import StudioError
 from lora_studio.judging.batch import Answer, Batch
 
 OF_A_PROMPT = ("chat.empty_prompt", "chat.too_long", "data.template_refuses")
 """What only the prompt itself is to blame for: the others are asked all the same."""
-OF_MANY = "chat.out_of_memory"
-"""What fewer prompts at once may mend."""
 
 Ask = Callable[[Sequence[Pane], Sampling], Iterator[Mapping[str, Any]]]
 """Answers panes, with the events of `chat.request`; others may go before them."""
@@ -58,48 +55,43 @@ def fill(batch: Batch, ask: Ask) -> Iterator[Mapping[str, Any]]:
 
 
 def _ask(batch: Batch, chosen: Sequence[int], ask: Ask) -> Iterator[Happened]:
-    """Put some prompts to every contender; one that is refused is noted as that."""
+    """Put some prompts to all who have not answered; one that is refused is noted as that."""
     try:
         yield from _ask_at_once(batch, chosen, ask)
     except StudioError as error:
         if len(chosen) > 1 and error.key in (*OF_A_PROMPT, OF_MANY):
-            for at in chosen:
+            for at in filter(batch.missing, chosen):
                 yield from _ask(batch, [at], ask)
             return
         if error.key not in OF_A_PROMPT:
             raise
         problem = error.to_dict()
         refused = Answer(text="", tokens=0, seconds=0.0, reason="refused", problem=problem)
-        for who in range(len(batch.asked.contenders)):
+        for who in batch.missing(chosen[0]):
             batch.add(chosen[0], who, refused)
         yield True
 
 
 def _ask_at_once(batch: Batch, chosen: Sequence[int], ask: Ask) -> Iterator[Happened]:
-    """Put some prompts to every contender; answers that were stopped are not kept."""
-    asked = batch.asked
-    places = [(at, who) for at in chosen for who in range(len(asked.contenders))]
-    panes = [asked.pane(at, who) for at, who in places]
-    texts, is_whole = [""] * len(panes), True
-    missing = Counter(at for at, _ in places)
-    for event in ask(panes, asked.sampling):
-        if "text" in event:
-            texts[event["pane"]] += event["text"]
-        elif "stage" in event or "place" in event:
+    """Put some prompts to all who have not answered; answers that were stopped are not kept."""
+    places = [(at, who) for at in chosen for who in batch.missing(at)]
+    panes = [batch.asked.pane(at, who) for at, who in places]
+    is_whole = True
+    for event in finished(ask(panes, batch.asked.sampling)):
+        if "stage" in event or "place" in event:
             yield event
         elif event.get("reason") == "stopped":
             is_whole = False
         elif "done" in event:
             answer = Answer(
-                text=texts[event["pane"]].strip(),
+                text=event["text"].strip(),
                 tokens=event["tokens"],
                 seconds=round(event["seconds"], 3),
                 reason=event["reason"],
             )
             at, who = places[event["pane"]]
             batch.add(at, who, answer)
-            missing[at] -= 1
-            if not missing[at]:
+            if not batch.missing(at):
                 yield True
     if not is_whole:
         yield False

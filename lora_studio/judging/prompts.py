@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -70,6 +70,17 @@ def parse_prompts(text: str) -> list[Prompt]:
     return found
 
 
+def as_lines(prompts: Sequence[Prompt]) -> str:
+    """Return prompts as JSON Lines, as `parse_prompts` reads them."""
+    return "\n".join(json.dumps(_line(prompt), ensure_ascii=False) for prompt in prompts)
+
+
+def _line(prompt: Prompt) -> dict[str, Any]:
+    known: list[Message] = [{"role": "assistant", "content": prompt.reference}]
+    answer = known if prompt.reference else []
+    return {"messages": [*prompt.messages, *answer]}
+
+
 def _parts(text: str) -> Iterator[str]:
     blocks = RULE.split(text)
     if len(blocks) == 1:
@@ -84,7 +95,7 @@ def _json_values(text: str) -> Iterator[tuple[int, Any]]:
     if text.startswith("["):
         try:
             yield from enumerate(cast("Iterable[Any]", json.loads(text)), 1)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise StudioError("judging.not_json", number=line) from error
         return

@@ -47,12 +47,8 @@ class Counted(NamedTuple):
     """Those of another; the base's, if it is one of the two."""
     other_weights: str
     is_blind: bool
-    verdict: str
-    """As it is kept."""
-    place: int
-    """Where the one stood."""
-    beside: int
-    """Where the other stood."""
+    winner: str
+    """`one`, `other`, or `tie`, both good or both bad."""
     votes: int
     last: str
     """When the last of them was cast."""
@@ -146,9 +142,10 @@ class VoteStore:
             return list(_read(database, where, [] if base is None else [base]))
 
     def counted(self) -> list[Counted]:
-        """Return how often each two contenders stood at which places under which verdict.
+        """Return how often each two contenders won against each other.
 
-        Left out are votes on answers to different conversations.
+        Left out are votes on answers to different conversations, and of those on more than two
+        contenders the pairs of which nothing is said.
 
         Raises:
             StudioError: If the file cannot be used.

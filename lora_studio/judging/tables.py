@@ -50,15 +50,26 @@ ADD_ANSWER = """
     VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 # The base comes last: its key begins with a bracket, which stands before every letter.
+# A vote counts once for two contenders, in however many panes each of them stood.
 PAIRED = """
     SELECT votes.base, votes.precision, one.contender_settings, one.weights,
-           other.contender_settings, other.weights, votes.is_blind, votes.verdict,
-           one.place, other.place, count(*), max(votes.cast_at)
+           other.contender_settings, other.weights, votes.is_blind,
+           CASE
+               WHEN best.place IS NULL THEN 'tie'
+               WHEN (best.contender_settings, best.weights)
+                   = (one.contender_settings, one.weights) THEN 'one'
+               WHEN (best.contender_settings, best.weights)
+                   = (other.contender_settings, other.weights) THEN 'other'
+           END AS winner,
+           count(DISTINCT votes.id), max(votes.cast_at)
     FROM votes
     JOIN answers AS one ON one.vote = votes.id
     JOIN answers AS other ON other.vote = votes.id AND one.contender > other.contender
+    LEFT JOIN answers AS best
+        ON best.vote = votes.id AND CAST(best.place AS TEXT) = votes.verdict
     WHERE votes.is_shared
-    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+    HAVING winner IS NOT NULL
 """
 
 

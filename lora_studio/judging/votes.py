@@ -46,7 +46,8 @@ class Question:
     text: str | None = None
     """The text that was continued without a chat template, in place of `messages`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How tokens were picked, as in `chat.request.Sampling`."""
+    """How tokens were picked, as in `chat.request.Sampling`; `apart` says whether each answer had a
+    seed of its own."""
     is_shared: bool = True
     """Whether all had heard the same before; in a longer conversation each has its own answers,
     and `messages` are those of the leftmost."""

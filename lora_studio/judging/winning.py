@@ -197,14 +197,14 @@ def win_rates(store: VoteStore, base: str | None = None) -> list[WinRate]:
         store: The votes; those that `VoteStore.counted` leaves out are not counted.
         base: Only contenders on this base model; None takes all.
     """
-    rows = [row for row in store.counted() if base in (None, row.base) and _winner(row)]
+    rows = [row for row in store.counted() if base in (None, row.base)]
     namesakes = Namesakes(rows)
     counts: dict[Group, tuple[Counter[str], Counter[str]]] = {}
     for row in rows:
         everything, blind = counts.setdefault(row[:6], (Counter(), Counter()))
-        everything[_winner(row)] += row.votes
+        everything[row.winner] += row.votes
         if row.is_blind:
-            blind[_winner(row)] += row.votes
+            blind[row.winner] += row.votes
     rates = [_win_rate(group, *count, namesakes) for group, count in counts.items()]
     return sorted(rates, key=lambda rate: -rate.all.votes)
 
@@ -234,13 +234,6 @@ def _win_rate(
 
 def _tally(count: Counter[str]) -> Tally:
     return Tally(wins=count["one"], losses=count["other"], ties=count["tie"])
-
-
-def _winner(row: Counted) -> str:
-    """Return which of two contenders was better; nothing where nothing is said of them."""
-    if not row.verdict.isdecimal():
-        return "tie"
-    return {row.place: "one", row.beside: "other"}.get(int(row.verdict), "")
 
 
 def _contender(settings: str) -> Contender:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.files import write_whole
+from lora_studio.files import reason_of, write_whole
 
 ABOUT = "about.json"
 NAME_CHARACTERS = 80
@@ -56,8 +56,9 @@ def write_about(folder: Path, about: About) -> None:
         else:
             write_whole(folder / ABOUT, json.dumps(asdict(about), ensure_ascii=False, indent=1))
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StudioError("library.not_written", name=folder.name, reason=reason) from error
+        raise StudioError(
+            "library.not_written", name=folder.name, reason=reason_of(error)
+        ) from error
 
 
 def changed(about: About, words: dict[str, Any]) -> About:

@@ -5,6 +5,7 @@ They need torch and PEFT, so this is for the workbench alone.
 
 from __future__ import annotations
 
+import os.path
 import shutil
 import tempfile
 import time
@@ -14,14 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lora_studio.adapters.claims import base_of, class_names, other_name, tidy
 from lora_studio.adapters.configuration import read_settings
 from lora_studio.adapters.intake import gather, kind_of, shown
-from lora_studio.adapters.lineage import NAME, Lineage, read_lineage
+from lora_studio.adapters.lineage import NAME, Lineage, other_weights, read_lineage
 from lora_studio.adapters.shrinking import shrink
-from lora_studio.adapters.weights import LORA_MARKS, base_name, read_tensors
+from lora_studio.adapters.weights import is_lora, module_of, tensor_names
 from lora_studio.chat.fitting import check_fit
 from lora_studio.errors import AdapterError, ModelError
+from lora_studio.files import reason_of
 from lora_studio.library.names import PEFT, Named, Origin, free_folder, write_origin
 from lora_studio.models.fingerprint import weight_files, weights_fingerprint
 from lora_studio.models.hub import OnProgress, silent
@@ -66,7 +70,9 @@ def take_in(
     kind = kind_of(what)
     if kind == "folder" and settings.space_id:
         raise AdapterError("library.folder_on_space")
-    with _aside(place) as aside, _called(shown(what)):
+    if kind != "hub":
+        what = os.path.abspath(Path(what).expanduser())  # noqa: PTH100 - links keep their name
+    with _aside(place, shown(what)) as aside, _called(shown(what)):
         folder = aside / PEFT
         gather(what, folder, settings, token=token, on_progress=on_progress)
         said, known = read_settings(folder), read_lineage(folder)
@@ -77,20 +83,23 @@ def take_in(
         is_the_same = _check_weights(model, known, shown(what), source)
         named = known.trained_on or said.get("base_model_name_or_path", "")
         labels = class_names(folder, said)
-        tidy(folder, said, _modules(folder), hub_name(source))
+        with _written(shown(what)):
+            tidy(folder, said, _modules(folder), hub_name(source))
         check_fit(folder, model, labels=labels)
         recipe = read_beside(folder)
         origin = Origin(
             kind=kind,
             of=shown(what),
             source=source,
+            precision=recipe.precision if recipe else "auto",
             fingerprint=known.base_fingerprint,
             trained_on=None if is_the_same else other_name(named, source),
             labels=labels,
             seed=recipe.seed if recipe else 42,
             created=time.time(),
         )
-        return _kept(folder, place, slug(_stem(what)), origin)
+        with _written(shown(what)):
+            return _kept(folder, place, slug(_stem(what)), origin)
 
 
 def make_smaller(
@@ -105,13 +114,15 @@ def make_smaller(
         on_progress: Told that it goes on.
 
     Returns:
-        The `id` of the new one, its `origin`, and its weights' `bytes`.
+        The `id` of the new one, its `origin`, its weights' `bytes`, and the error that was
+        `predicted`, as in `Shrunk`.
 
     Raises:
-        AdapterError: As `shrink`.
+        AdapterError: As `shrink`, or if the disk does not take it.
     """
     on_progress("shrink", 0, 0)
-    with _aside(place) as aside, _called(named.name):
+    name = named.name
+    with _aside(place, name) as aside, _called(name), _written(name):
         found = shrink(named.folder, aside / PEFT, rank)
         recipe = named.read_recipe()
         if recipe is not None:  # beside a checkpoint there is none
@@ -129,16 +140,17 @@ def make_smaller(
             rank=found.rank,
             error=found.error,
         )
-        kept = _kept(aside / PEFT, place, slug(f"{named.name}-r{found.rank}"), origin)
-        return kept | {"bytes": found.bytes}
+        kept = _kept(aside / PEFT, place, slug(f"{name}-r{found.rank}"), origin)
+        return kept | {"bytes": found.bytes, "predicted": found.predicted}
 
 
 @contextmanager
-def _aside(place: Path) -> Iterator[Path]:
+def _aside(place: Path, name: str) -> Iterator[Path]:
     """Give a folder that nobody sees, and remove what is left in it."""
-    place.mkdir(parents=True, exist_ok=True)
-    drop_old(place.glob(f"{COMING}*"), age_s=ABANDONED_S)
-    aside = Path(tempfile.mkdtemp(prefix=COMING, dir=place))
+    with _written(name):
+        place.mkdir(parents=True, exist_ok=True)
+        drop_old(place.glob(f"{COMING}*"), age_s=ABANDONED_S)
+        aside = Path(tempfile.mkdtemp(prefix=COMING, dir=place))
     try:
         yield aside
     finally:
@@ -157,6 +169,15 @@ def _called(name: str) -> Iterator[None]:
         if "file" in values:
             values = values | {"file": Path(str(values["file"])).name}
         raise AdapterError(error.key, **values) from error
+
+
+@contextmanager
+def _written(name: str) -> Iterator[None]:
+    """Say in words that the disk does not take an adapter."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise AdapterError("library.not_readable", name=name, reason=reason_of(error)) from error
 
 
 def _fetched(source: str, settings: Settings, token: str | None, *, is_chosen: bool) -> Path:
@@ -183,22 +204,19 @@ def _check_weights(base: Path, known: Lineage, name: str, source: str) -> bool:
             return False
         found = weights_fingerprint(base)
     if found != known.base_fingerprint:
-        raise AdapterError(
-            "chat.other_base", name=name, trained_on=hub_name(source),
-            found=known.base_fingerprint[:12], expected=found[:12],
-        )  # fmt: skip
+        trained_on = hub_name(source)
+        raise other_weights(name, of=known.base_fingerprint, found=found, trained_on=trained_on)
     return True
 
 
 def _modules(folder: Path) -> set[str]:
     """Return the modules of the base that an adapter's weights are for."""
-    names = map(base_name, read_tensors(folder))
-    return {name[: name.index(mark)] for name in names for mark in LORA_MARKS if mark in name}
+    return {module_of(key) for key in tensor_names(folder) if is_lora(key)}
 
 
 def _stem(what: str) -> str:
     """Return what an adapter from elsewhere is called after."""
-    path = Path(what.rstrip("/"))
+    path = Path(what)
     if path.suffix == ".zip":
         return path.stem
     return path.parent.name if path.name == PEFT else path.name
@@ -207,6 +225,10 @@ def _stem(what: str) -> str:
 def _kept(folder: Path, place: Path, stem: str, origin: Origin) -> dict[str, Any]:
     """Give a checked adapter its place; it is listed once its origin is written."""
     target = free_folder(place, stem)
-    folder.rename(target / PEFT)
-    write_origin(target, origin)
+    try:
+        folder.rename(target / PEFT)
+        write_origin(target, origin)
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     return {"id": target.name, "origin": asdict(origin)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
 
+from lora_studio.files import size_of
 from lora_studio.library.names import run_folders
 from lora_studio.settings import Settings
 
@@ -36,38 +36,22 @@ def disk_use(settings: Settings) -> DiskUse:
     """
     runs = run_folders(settings)
     own = [run for run in runs if run.path.parent == settings.runs]
-    checkpoints = sum(folder_bytes(run.checkpoints) for run in own)
-    adapters = sum(folder_bytes(run.adapter) for run in own)
+    checkpoints = sum(size_of(run.checkpoints) for run in own)
+    adapters = sum(size_of(run.adapter) for run in own)
     parts = {
-        "adapters": adapters + folder_bytes(settings.adapters),
+        "adapters": adapters + size_of(settings.adapters),
         "checkpoints": checkpoints,
-        "runs": folder_bytes(settings.runs) - checkpoints - adapters,
-        "uploads": folder_bytes(settings.uploads),
-        "exports": folder_bytes(settings.exports),
-        "trash": folder_bytes(settings.trash),
+        "runs": size_of(settings.runs) - checkpoints - adapters,
+        "uploads": size_of(settings.uploads),
+        "exports": size_of(settings.exports),
+        "trash": size_of(settings.trash),
     }
     if settings.visitor is None:
-        parts["prepared"] = folder_bytes(settings.prepared)
+        parts["prepared"] = size_of(settings.prepared)
         hub = Path(constants.HF_HUB_CACHE)
-        parts["models"] = folder_bytes(settings.models) + folder_bytes(hub)
+        parts["models"] = size_of(settings.models) + size_of(hub)
     ordered = sorted(parts.items(), key=lambda part: -part[1])
     return DiskUse(
         parts=tuple((name, size) for name, size in ordered if size),
         free=shutil.disk_usage(settings.home).free,
     )
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder; links are not followed, 0 if it is gone."""
-    total, left = 0, [str(folder)]
-    while left:
-        try:
-            with os.scandir(left.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        left.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # deleted meanwhile, or not ours to read
-    return total

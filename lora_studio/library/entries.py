@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_studio.errors import AdapterError, StudioError
+from lora_studio.errors import StudioError
 from lora_studio.library.about import About, read_about
 from lora_studio.library.facts import Facts, FactsBook
 from lora_studio.library.names import (
@@ -55,6 +55,11 @@ class Entry:
         return "\n".join(words).casefold()
 
     @property
+    def can_answer(self) -> bool:
+        """Whether there is an adapter to use, and all that is needed to use it can be read."""
+        return self.facts.has_adapter and self.facts.problem is None
+
+    @property
     def problem(self) -> StudioError | None:
         """Why its files cannot be read, None if they can."""
         key = self.facts.problem
@@ -72,7 +77,7 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         facts = asdict(self.facts)
-        facts.pop("problem")
+        del facts["problem"], facts["source"]
         return {
             "id": self.id,
             "kind": self.kind,
@@ -124,17 +129,6 @@ class Table:
             if folder in facts
         ]
         return ordered(found, "created", falling=True)
-
-    def entry(self, entry_id: str) -> Entry:
-        """Return a run or an adapter by its id, which is compared with those that exist.
-
-        Raises:
-            AdapterError: If there is nothing of that id.
-        """
-        for entry in self.entries():
-            if entry.id == entry_id:
-                return entry
-        raise AdapterError("library.gone", name=entry_id)
 
 
 def matching(

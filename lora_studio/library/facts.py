@@ -10,17 +10,17 @@ import json
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapters.configuration import CONFIG, WEIGHTS
 from lora_studio.errors import StudioError
-from lora_studio.files import write_whole
-from lora_studio.library.disk import folder_bytes
-from lora_studio.library.names import CONFIG, ORIGIN, PEFT, read_origin
+from lora_studio.files import size_of, write_whole
+from lora_studio.library.names import ORIGIN, PEFT, read_origin
 from lora_studio.models.starter import NAME as STARTER_NAME
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import WEIGHTS, RunFolder
+from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import ENDED, History
 from lora_studio.settings import STARTER
 
@@ -35,6 +35,8 @@ class Facts:
 
     base: str = "?"
     """The base's name, without its folder."""
+    source: str = ""
+    """The base as a recipe says it; empty where that cannot be read."""
     data: str = ""
     """What it learned from: names of files, without folders and endings."""
     r: int | None = None
@@ -115,7 +117,12 @@ class FactsBook:
     def _read(self) -> dict[str, tuple[Stamp, Facts]]:
         try:
             said = json.loads(self._file.read_text(encoding="utf-8"))
-            return {key: (stamp, Facts(**facts)) for key, (stamp, facts) in said.items()}
+            known = {one.name for one in fields(Facts)}
+            return {
+                key: (stamp, Facts(**facts))
+                for key, (stamp, facts) in said.items()
+                if facts.keys() == known  # not those of another version
+            }
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
@@ -133,18 +140,19 @@ def read_run(history: History) -> Facts:
         "steps": history.step,
         "status": history.status,
         "loss": kept_loss(history),
-        "bytes": folder_bytes(run.path),
+        "bytes": size_of(run.path),
         "created": run.recipe.stat().st_mtime,
         "has_adapter": run.newest_adapter() is not None,
         "labels": len(history.plan.get("labels") or ()),
     }
     try:
         recipe = run.read_recipe()
-    except (StudioError, UnicodeDecodeError):
+    except StudioError:
         return Facts(**common, problem="library.broken_recipe")
     return Facts(
         **common,
         base=base_name(recipe.model.source),
+        source=recipe.model.source,
         data=data_name(recipe),
         r=recipe.adapter.r,
         lora_alpha=recipe.adapter.lora_alpha,
@@ -188,7 +196,7 @@ def _of_adapter(
 def read_adapter(folder: Path) -> Facts:
     """Return what the files of an adapter say that no run here made."""
     common: dict[str, Any] = {
-        "bytes": folder_bytes(folder),
+        "bytes": size_of(folder),
         "created": (folder / ORIGIN).stat().st_mtime,
         "has_adapter": (folder / PEFT / WEIGHTS).is_file(),
     }
@@ -201,6 +209,7 @@ def read_adapter(folder: Path) -> Facts:
     return Facts(
         **common | {"created": origin.created or common["created"]},
         base=base_name(origin.source),
+        source=origin.source,
         r=r,
         lora_alpha=alpha,
         labels=len(origin.labels),

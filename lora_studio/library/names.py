@@ -13,20 +13,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapters.configuration import WEIGHTS, weights_of
 from lora_studio.adapters.lineage import Lineage
-from lora_studio.errors import AdapterError, RunError
+from lora_studio.errors import AdapterError, ModelError, RunError
 from lora_studio.files import write_whole
+from lora_studio.hardware import Hardware, default_precision, resolve_precision
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.sharing import read_beside
 from lora_studio.runs.events import new_lines, parsed
-from lora_studio.runs.folder import WEIGHTS, RunFolder, listed
+from lora_studio.runs.folder import RunFolder, listed, newest_first
 from lora_studio.settings import Settings
 from lora_studio.wording import ASSETS
 
 RECORDED = ASSETS / "recorded"
 """The run that is shipped with the program and shown on a Space."""
 AT = "@"
-PEFT, CONFIG, ORIGIN = "adapter", "adapter_config.json", "origin.json"
+PEFT, ORIGIN = "adapter", "origin.json"
 STARTED = b'"event": "started"'
 
 
@@ -54,9 +56,46 @@ class Named:
     """As in `Origin`."""
 
     @property
+    def home(self) -> Path:
+        """The folder that keeps what is known of it: its run's, or its own."""
+        return self.folder.parent if self.run is None else self.run.path
+
+    @property
+    def step(self) -> str:
+        """Of the run's checkpoint that it is; empty for any other."""
+        return "" if self.run is None else self.name.partition(AT)[2]
+
+    def weights(self) -> str:
+        """Return what tells its weights from others; see `adapters.configuration.weights_of`.
+
+        Raises:
+            AdapterError: If they are not there.
+        """
+        try:
+            return weights_of(self.folder)
+        except OSError as error:
+            raise AdapterError("library.no_weights", name=self.name) from error
+
+    @property
     def lineage(self) -> Lineage:
         """What is known of its base, as it travels with it."""
         return Lineage(base_fingerprint=self.fingerprint, trained_on=self.trained_on)
+
+    def precision_on(self, hardware: Hardware) -> str:
+        """Return what its base is held in on a machine: what it was held in while it was trained.
+
+        One from elsewhere was trained on another machine: what that can do and this one cannot is
+        what this one does by itself.
+
+        Raises:
+            ModelError: If it is of a run here, and the machine cannot use that run's format.
+        """
+        try:
+            return resolve_precision(self.precision, hardware)
+        except ModelError:
+            if self.run is not None:
+                raise
+            return default_precision(hardware)
 
     def read_recipe(self) -> Recipe | None:
         """Return what it, or what it was made of, was trained with; None where none is known."""
@@ -112,9 +151,8 @@ def run_folders(settings: Settings) -> list[RunFolder]:
 
 def adapter_folders(settings: Settings) -> list[Path]:
     """Return the folders of all adapters that no run made, newest first."""
-    found = [file.parent for file in settings.adapters.glob(f"*/{ORIGIN}")]
-    found = [folder for folder in found if not folder.name.startswith(".")]
-    return sorted(found, key=lambda folder: -(folder / ORIGIN).stat().st_mtime_ns)
+    found = newest_first(settings.adapters.glob(f"*/{ORIGIN}"))
+    return [file.parent for file in found if not file.parent.name.startswith(".")]
 
 
 def adapter_names(run: RunFolder) -> list[str]:

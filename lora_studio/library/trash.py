@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import StudioError
-from lora_studio.files import write_whole
-from lora_studio.library.disk import folder_bytes
+from lora_studio.files import reason_of, size_of, write_whole
 from lora_studio.library.names import free_folder
 from lora_studio.settings import Settings
 
@@ -76,8 +75,9 @@ class Trash:
             raise StudioError("library.gone", name=folder.name) from error
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
-            reason = error.strerror or type(error).__name__
-            raise StudioError("library.not_deleted", name=folder.name, reason=reason) from error
+            raise StudioError(
+                "library.not_deleted", name=folder.name, reason=reason_of(error)
+            ) from error
         self._make_room()
         return place.name
 
@@ -99,8 +99,9 @@ class Trash:
         except FileNotFoundError as error:
             raise StudioError("library.not_in_trash", name=found.name) from error
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise StudioError("library.not_restored", name=found.name, reason=reason) from error
+            raise StudioError(
+                "library.not_restored", name=found.name, reason=reason_of(error)
+            ) from error
         shutil.rmtree(self._folder / key, ignore_errors=True)
         return target.name
 
@@ -113,10 +114,10 @@ class Trash:
         return sorted(kept, key=lambda one: -one.deleted_at)
 
     def empty(self) -> int:
-        """Delete all of it for good; return the bytes that are free again."""
-        freed = folder_bytes(self._folder)
-        self._drop(place.name for place in self._places())
-        return freed
+        """Delete all of it for good, what is half gone too; return the bytes that are free now."""
+        before = size_of(self._folder)
+        self._drop(place.name for place in self._folder.glob("*"))
+        return before - size_of(self._folder)
 
     def _make_room(self) -> None:
         if self._most is not None:
@@ -127,9 +128,9 @@ class Trash:
             shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _find(self, key: str) -> Deleted:
-        for one in self.listed():
-            if one.key == key:
-                return one
+        for place in self._places():
+            if place.name == key and (found := _read(place)) is not None:
+                return found
         raise StudioError("library.not_in_trash", name=key)
 
     def _places(self) -> list[Path]:
@@ -146,7 +147,7 @@ def _read(place: Path) -> Deleted | None:
             id=str(said["id"]),
             name=str(said["name"]),
             deleted_at=float(said["deleted_at"]),
-            bytes=folder_bytes(place / FOLDER),
+            bytes=size_of(place / FOLDER),
         )
     except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_studio.chat.request import MOST_ROWS, Pane, Sampling
+from lora_studio.chat.request import MOST_ROWS, OF_MANY, Pane, Sampling, finished
 from lora_studio.errors import StudioError
 from lora_studio.measuring.likeness import bleu, rouge_l
 from lora_studio.measuring.matching import EXACT, SLOW_PATTERN, is_exact, matcher
@@ -15,8 +15,6 @@ from lora_studio.measuring.rows import HeldOutRow
 from lora_studio.measuring.statistics import compared
 from lora_studio.training.plan import evenly
 
-OF_MANY = "chat.out_of_memory"
-"""What fewer questions at once may mend."""
 Test = Callable[[str, str], float]
 """Rates an answer, given the reference."""
 SHORTEST, LONGEST = 32, 512
@@ -89,19 +87,18 @@ def _answered_at_once(
 ) -> Iterator[Written]:
     panes = [Pane(adapter=who, text=asked.rows[row].prompt) for row in rows for who in _who(asked)]
     texts, reasons = [""] * len(panes), [""] * len(panes)
-    for event in primitives.generate(panes, asked.sampling):
-        if "text" in event:
-            texts[event["pane"]] += event["text"]
-        elif event.get("reason") == "stopped":
+    for event in finished(primitives.generate(panes, asked.sampling)):
+        if "pane" not in event:
+            continue
+        if event["reason"] == "stopped":
             raise StudioError("measuring.stopped")
-        elif "done" in event:
-            reasons[event["pane"]] = event["reason"]
-            at = event["pane"] // 2
-            pair = slice(2 * at, 2 * at + 2)
-            if all(reasons[pair]):
-                base, adapter = (text.strip() for text in texts[pair])
-                cut_off = reasons[pair].count("length")
-                yield Written(row=rows[at], base=base, adapter=adapter, cut_off=cut_off)
+        texts[event["pane"]], reasons[event["pane"]] = event["text"].strip(), event["reason"]
+        at = event["pane"] // 2
+        pair = slice(2 * at, 2 * at + 2)
+        if all(reasons[pair]):
+            base, adapter = texts[pair]
+            cut_off = reasons[pair].count("length")
+            yield Written(row=rows[at], base=base, adapter=adapter, cut_off=cut_off)
 
 
 def require_quick(match: str, rows: Sequence[HeldOutRow]) -> None:

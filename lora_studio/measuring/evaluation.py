@@ -23,7 +23,7 @@ from lora_studio.measuring.primitives import Pace, Primitives, sums
 from lora_studio.measuring.rows import HeldOutRow
 from lora_studio.measuring.sorting import sorted_by
 from lora_studio.measuring.statistics import SEED, compared
-from lora_studio.measuring.wanted import MOST_ANSWERS, Material, Subject, Wanted
+from lora_studio.measuring.wanted import Material, Subject, Wanted
 
 LIBRARIES = ("torch", "transformers", "peft", "rouge-score", "sacrebleu")
 WRITTEN = 4
@@ -39,6 +39,12 @@ def measure(
     subject: Subject, material: Material, wanted: Wanted, primitives: Primitives
 ) -> Iterator[dict[str, Any]]:
     """Measure a base and an adapter on the same rows; closing the iterator ends it.
+
+    Args:
+        subject: Which.
+        material: On what.
+        wanted: How much, settled (`Wanted.settled`).
+        primitives: Where both are loaded.
 
     Yields:
         `{"stage", "done", "total", "seconds_left"}`, at last `{"result": Measured}`.
@@ -110,8 +116,7 @@ class _Work:
         self._match = wanted.match
         self._primitives = primitives
         self._who: tuple[Who, Who] = (None, subject.adapter)
-        count = MOST_ANSWERS[subject.device] if wanted.answers is None else wanted.answers
-        self._asked = asked_rows(self._rows, count)
+        self._asked = asked_rows(self._rows, wanted.answers or 0)
         self._notes: list[str] = []
         self.found: dict[str, Any] = {}
 
@@ -163,11 +168,11 @@ class _Work:
 
     def _sort(self, pace: Pace) -> Iterator[dict[str, Any]]:
         """Have both sort the held-out texts into classes."""
-        rows = [row for row in self._rows if row.text.strip()]
+        rows = self._rows
         predicted: list[tuple[int, int]] = []
         yield pace.progress(CLASSES, 0, len(rows))
         for row in rows:
-            base, adapter = self._primitives.classify(row.text, self._who)
+            base, adapter = self._primitives.classify(row.ids, self._who)
             predicted.append((_likeliest(base), _likeliest(adapter)))
             yield pace.progress(CLASSES, len(predicted), len(rows))
         true = [row.label for row in rows]

@@ -7,21 +7,19 @@ measurements/[step-40-]on-RUN.json     on the rows that another run held out
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from lora_studio.adapters.configuration import weights_of
 from lora_studio.files import write_whole
 
 NAME, FOLDER = "measurements.json", "measurements"
 VERSION = 1
-WEIGHTS = "adapter_model.safetensors"
 
 Verdict = Literal["unchanged", "slight", "clear", "bad"]
 
@@ -249,24 +247,6 @@ def _read(files: Iterable[Path], adapter: Path) -> Iterator[Measured]:
             weights = weights or weights_of(adapter)
             if found.weights == weights:
                 yield found
-
-
-def weights_of(adapter: Path) -> str:
-    """Return what tells an adapter's weights from others: the SHA-256 of their file.
-
-    Raises:
-        OSError: If there is no such file.
-    """
-    file = adapter / WEIGHTS
-    at = file.stat()
-    return _digest(file, (at.st_ino, at.st_mtime_ns, at.st_size))
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, _written: tuple[int, int, int]) -> str:
-    """Return the SHA-256 of a file, read once as long as it is the same."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sides(values: tuple[float, float]) -> dict[str, float | None]:

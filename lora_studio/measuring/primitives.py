@@ -19,7 +19,7 @@ class Primitives:
 
     score: Callable[[Sequence[Passage], Sequence[Who]], Iterator[Mapping[str, Any]]]
     generate: Callable[[Sequence[Pane], Sampling], Iterator[Mapping[str, Any]]]
-    classify: Callable[[str, Sequence[Who]], Sequence[Sequence[float]]]
+    classify: Callable[[Sequence[int], Sequence[Who]], Sequence[Sequence[float]]]
 
 
 def sums(

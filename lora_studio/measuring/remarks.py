@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_studio.measuring.measurements import Measured
+from lora_studio.wording import say
 
 Remark = tuple[str, dict[str, Any]]
 
 
-def remarks(found: Measured) -> Iterator[Remark]:
-    """Yield what rows it was, what was answered, what is forgotten, and what was not measured."""
+def remarks(found: Measured, language: str = "en") -> Iterator[Remark]:
+    """Yield what rows it was, what was answered, what is forgotten, and what was not measured.
+
+    Args:
+        found: The measurement.
+        language: In which values are named; that of the sentences.
+    """
     yield from on_rows(found)
     if found.answers is not None:
         answers = found.answers
@@ -22,7 +28,7 @@ def remarks(found: Measured) -> Iterator[Remark]:
         yield (
             f"measuring.forgot_{entry.verdict}",
             {
-                "text": entry.language,
+                "text": say(f"measuring.language_{entry.language}", language),
                 "base": f"{entry.base:.3f}",
                 "adapter": f"{entry.adapter:.3f}",
                 "rise": f"{entry.rise:+.1%}",

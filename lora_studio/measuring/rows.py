@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lora_studio.data import templates
 from lora_studio.data.encoding import IGNORE_INDEX
@@ -36,8 +36,6 @@ class HeldOutRow:
     """The last answer."""
     is_alone: bool = False
     """Whether the question is all that was said before: it can be asked again by itself."""
-    text: str = ""
-    """What is to be sorted, where texts are."""
     label: int = -1
     """Number of its class, -1 where texts are not sorted."""
 
@@ -82,11 +80,7 @@ def held_out(
     chosen = evenly(len(table), min(count, len(table)))
     found = table.take(chosen).to_pylist()
     if "label" in table.column_names:
-        texts = _decoded(tokenizer, [row["input_ids"] for row in found])
-        rows = [
-            HeldOutRow(ids=row["input_ids"], counted=[], text=text, label=row["label"])
-            for row, text in zip(found, texts, strict=True)
-        ]
+        rows = [HeldOutRow(ids=row["input_ids"], counted=[], label=row["label"]) for row in found]
     else:
         reader = None if is_text else _Reader(tokenizer)
         read = (_row(row["input_ids"], row["labels"], reader) for row in found)
@@ -162,9 +156,8 @@ class _Reader:
         start, stop = _last_answer(counted)
         if not start or ids[stop - 1] not in self._ends:
             return "", "", ""
-        shown, answer = _decoded(
-            self._tokenizer, [ids[:start], ids[start:stop]], keeping=(True, False)
-        )
+        shown = templates.decoded(self._tokenizer, ids[:start], special=True)
+        answer = templates.decoded(self._tokenizer, ids[start:stop])
         prompt = shown.removeprefix(self._beginning)
         if templates.token_ids(self._tokenizer, [prompt])[0] != self._asked(ids[:start]):
             return "", "", ""
@@ -192,17 +185,3 @@ def _last_answer(counted: Sequence[bool]) -> tuple[int, int]:
     while start and counted[start - 1]:
         start -= 1
     return start, stop
-
-
-def _decoded(
-    tokenizer: Any, rows: Sequence[Sequence[int]], keeping: Sequence[bool] = ()
-) -> Iterator[str]:
-    """Yield rows as text, with special tokens where `keeping` says so."""
-    for at, row in enumerate(rows):
-        yield str(
-            tokenizer.decode(
-                row,
-                skip_special_tokens=not (keeping and keeping[at]),
-                clean_up_tokenization_spaces=False,
-            )
-        )

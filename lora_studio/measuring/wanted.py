@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from lora_studio.errors import StudioError
 from lora_studio.measuring.matching import matcher
@@ -36,6 +37,17 @@ class Wanted:
                 )
         if self.match:
             matcher(self.match)
+
+    def settled(self, device: str, *, is_limited: bool = False) -> Self:
+        """Return it with the usual numbers where there are none; limited, with no larger ones."""
+
+        def count(wish: int | None, usual: int) -> int:
+            if wish is None:
+                return usual
+            return min(wish, usual) if is_limited else wish
+
+        rows, answers = MOST_ROWS[device], MOST_ANSWERS[device]
+        return replace(self, rows=count(self.rows, rows), answers=count(self.answers, answers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

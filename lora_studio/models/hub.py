@@ -27,10 +27,12 @@ from lora_studio.errors import ModelError
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a stage (`download`, `convert`), what is done and the total, in bytes for `download`.
+"""Called with a stage (`download`, `convert`), what is done and the total.
 
 Calls never overlap, but may come from another thread than the caller's.
 """
+IN_BYTES = frozenset(("download", "tool", "copy", "save", "gguf", "zip", "upload"))
+"""Stages that are told in bytes."""
 
 WEIGHTS = ("*.safetensors",)
 DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "README.md")
@@ -61,7 +63,7 @@ def file_sizes(repository: str, *, token: str | Literal[False] | None = None) ->
     Raises:
         ModelError: If the Hub refuses.
     """
-    _refuse_malformed(token)
+    refuse_malformed(token)
     with translated(repository):
         try:
             info = huggingface_hub.HfApi().model_info(
@@ -96,7 +98,7 @@ def fetch(
     Raises:
         ModelError: Whatever the Hub or the disk says, as `translate` puts it.
     """
-    _refuse_malformed(token)
+    refuse_malformed(token)
     with translated(repository):
         _drop_abandoned(repository)
         is_local = offline or not _has_safetensors(repository, token)
@@ -112,7 +114,12 @@ def fetch(
     return Path(folder)
 
 
-def _refuse_malformed(token: str | Literal[False] | None) -> None:
+def refuse_malformed(token: str | Literal[False] | None) -> None:
+    """Refuse what cannot be a token.
+
+    Raises:
+        ModelError: Without the token.
+    """
     if token and not re.fullmatch(r"[!-~]+", token):
         # Such a token would be quoted in full by the HTTP library's own exception.
         raise ModelError("model.token_malformed")

@@ -75,7 +75,7 @@ def inspect_model(folder: Path, source: str) -> ModelInfo:
         biases=sum(biases),
         bias_tensors=len(biases),
         size_bytes=_stored_bytes(folder) or parameters * _stored_width(config),
-        licence=_licence(folder),
+        licence=licence(folder),
         can_classify=_can_classify(config, model),
     )
 
@@ -228,8 +228,8 @@ def _has_chat_template(folder: Path) -> bool:
         return False
 
 
-def _licence(folder: Path) -> str | None:
-    """Return `license:` of the model card's front matter."""
+def licence(folder: Path) -> str | None:
+    """Return `license:` of the front matter of a model folder's card."""
     file = folder / "README.md"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)

@@ -52,8 +52,7 @@ def resolve(
     elif HUB_ID.fullmatch(source):
         folder = hub.fetch(
             source,
-            # A Space's visitors come with their own token or with none, never with its owner's.
-            token=token or (False if settings.space_id else settings.hub_token),
+            token=settings.token_for(token),
             weights=weights,
             offline=settings.offline,
             on_progress=on_progress or silent,

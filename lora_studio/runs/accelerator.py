@@ -27,8 +27,8 @@ class Job:
 
     kind: str
     """`training`, `evaluate` or `compare`."""
-    name: str
-    """The run's id, or the name of an adapter."""
+    names: tuple[str, ...]
+    """The run's id, or the names of the adapters that answer."""
     visitor: str | None = None
     """On a Space, whose run it is."""
 
@@ -49,8 +49,9 @@ class Accelerator:
     def holder(self) -> Job | None:
         """Return the job that runs now, or None."""
         try:
-            job = Job(**json.loads(self._note.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+            said = json.loads(self._note.read_text(encoding="utf-8"))
+            job = Job(**said | {"names": tuple(said["names"])})
+        except (FileNotFoundError, ValueError, TypeError, LookupError):
             return None
         return job if is_running(self._identity) else None
 
@@ -65,7 +66,7 @@ class Accelerator:
             return
         if job.visitor != visitor:
             raise RunError("run.busy_other")
-        raise RunError(f"run.busy_{job.kind}", run=job.name)
+        raise RunError(f"run.busy_{job.kind}", run=", ".join(job.names))
 
     def check_long(self, visitor: str | None) -> None:
         """Raise RunError if a job is busy that gives way to none, as `check` does."""

@@ -18,10 +18,12 @@ import itertools
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.errors import RunError
+from lora_studio.errors import RecipeError, RunError, StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.upgrade import read_recipe
 
@@ -95,8 +97,18 @@ class RunFolder:
         return sorted(self.path.glob("failed-*.json"), key=lambda file: file.stat().st_mtime)
 
     def read_recipe(self) -> Recipe:
-        """Read the run's recipe."""
-        return read_recipe(self.recipe.read_text(encoding="utf-8"))
+        """Read the run's recipe.
+
+        Raises:
+            RecipeError: If it is none that this version can read.
+            OSError: If it is gone or may not be read.
+        """
+        try:
+            text = self.recipe.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            problem = StudioError("recipes.unreadable", file=str(self.recipe))
+            raise RecipeError.of([problem]) from error
+        return read_recipe(text)
 
     def waits(self) -> bool:
         """Return whether the run stands in the line and nobody has started it yet."""
@@ -164,9 +176,16 @@ def find(runs: Path, run_id: str) -> RunFolder:
 
 def listed(runs: Path) -> list[RunFolder]:
     """Return every run folder, newest first."""
-    found = [file.parent for file in runs.glob("*/recipe.yaml")]
-    found.sort(key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns, reverse=True)
-    return [RunFolder(path) for path in found]
+    return [RunFolder(file.parent) for file in newest_first(runs.glob("*/recipe.yaml"))]
+
+
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """Return files by when they were written; one that was deleted a moment ago is left out."""
+    found = []
+    for file in files:
+        with suppress(FileNotFoundError):
+            found.append((file.stat().st_mtime_ns, file))
+    return [file for _, file in sorted(found, key=lambda pair: -pair[0])]
 
 
 def slug(name: str) -> str:

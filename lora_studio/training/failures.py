@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from lora_studio.errors import ModelError, RunError, StudioError
+from lora_studio.files import is_disk_full
 from lora_studio.recipe import Recipe
 from lora_studio.training.remedies import Remedy
 
@@ -20,8 +20,6 @@ UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
-DISK_FULL = (("No space left on device",), ("inline_container.cc", "unexpected pos"))
-"""What safetensors says of a full disk, and torch's own writer, which leaves the reason out."""
 PHASES = ("load", "initialise", "train", "evaluate", "sample", "save")
 """Stages of a run in which memory runs out, each with a sentence of its own."""
 
@@ -64,14 +62,6 @@ def explain(error: BaseException, recipe: Recipe) -> StudioError:
     if is_disk_full(error):
         return RunError("training.disk_full")
     return RunError("training.unexpected", kind=type(error).__name__, cause=_first_line(error))
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether the disk took no more, whichever library wrote."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return True
-    text = str(error)
-    return any(all(word in text for word in words) for words in DISK_FULL)
 
 
 def out_of_memory(

@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lora_studio.chat.request import MOST_PANES, SEEDS, Pane, Sampling
+from lora_studio.chat.request import MOST_PANES, Pane, Sampling, seed_apart
 from lora_studio.errors import StudioError
 from lora_studio.judging.contenders import Contender, Loaded
+from lora_studio.judging.prompts import LONGEST_CHARACTERS
 from lora_studio.studio import Studio
 from lora_studio.ui import render
 from lora_studio.ui.compare_panes import FEWEST, contenders_of
@@ -19,7 +20,6 @@ from lora_studio.wording import say
 
 PANE_EVERY_S = 1 / 24
 """A browser takes some 20 ms to draw one pane's text anew; two panes move twelve times a second."""
-MOST_CHARS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +127,8 @@ def asking(question: Any, number: int | None = None) -> Wish:
         asked = str(question or "")
         if not asked.strip():
             raise StudioError("page.ask_first")
-        if len(asked) > MOST_CHARS:
-            raise StudioError("page.ask_shorter", most=f"{MOST_CHARS:,}")
+        if len(asked) > LONGEST_CHARACTERS:
+            raise StudioError("page.ask_shorter", most=f"{LONGEST_CHARACTERS:,}")
         if number is not None and not 0 <= number < before.questions:
             raise StudioError("page.again_nothing")
         place = before.next_number if number is None else number
@@ -147,25 +147,31 @@ def again(before: Conversation, terms: Terms) -> Asked:
         raise StudioError("page.again_nothing")
     if _stays(before, terms):
         raise StudioError("page.again_same")
-    sampling = replace(terms.sampling, seed=(before.seed + 1) % SEEDS)
+    sampling = replace(terms.sampling, seed=seed_apart(before.seed, 1))
     return _asked(before, replace(terms, sampling=sampling), before.question, before.questions - 1)
 
 
-def go_on(before: Conversation, terms: Terms) -> Asked:
+def going_on(studio: Studio) -> Wish:
     """Wish for the rest of answers that were cut short, of those who began them and as they did.
 
-    Raises:
-        StudioError: If there are none.
+    The wish raises StudioError if there are none, or if other weights would go on with them.
     """
-    conversation = before.copy()
-    going = conversation.go_on()
-    if not going:
-        raise StudioError("page.go_on_nothing")
-    tokens = terms.sampling.max_new_tokens
-    sampling = replace(Sampling(**conversation.sampling), max_new_tokens=tokens)
-    conversation.sampling = asdict(sampling)
-    panes = conversation.panes(goes_on=going, apart=terms.apart)
-    return Asked(conversation, terms.name, panes, going, sampling)
+
+    def go_on(before: Conversation, terms: Terms) -> Asked:
+        conversation = before.copy()
+        going = conversation.go_on()
+        if not going:
+            raise StudioError("page.go_on_nothing")
+        now = studio.judging.loaded(terms.name, before.contenders)
+        if changed := before.loaded.changed(now):
+            raise StudioError("page.go_on_changed", changed=changed)
+        tokens = terms.sampling.max_new_tokens
+        sampling = replace(Sampling(**conversation.sampling), max_new_tokens=tokens)
+        conversation.sampling = asdict(sampling)
+        panes = conversation.panes(goes_on=going)
+        return Asked(conversation, terms.name, panes, going, sampling)
+
+    return go_on
 
 
 def _asked(before: Conversation, terms: Terms, question: str, number: int) -> Asked:
@@ -175,9 +181,9 @@ def _asked(before: Conversation, terms: Terms, question: str, number: int) -> As
         conversation.begin(terms.contenders, terms.base, is_blind=terms.is_blind)
     conversation.as_text, conversation.system = terms.as_text, terms.system
     conversation.seed, conversation.sampling = terms.sampling.seed, asdict(terms.sampling)
-    conversation.loaded = terms.loaded
+    conversation.loaded, conversation.apart = terms.loaded, terms.apart
     conversation.edit(number, question)
-    panes = conversation.panes(apart=terms.apart)
+    panes = conversation.panes()
     return Asked(conversation, terms.name, panes, list(range(len(panes))), terms.sampling)
 
 

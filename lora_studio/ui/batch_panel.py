@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,21 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.judging.batch import Asked, Batch
-from lora_studio.judging.prompts import Prompt, parse_prompts
+from lora_studio.judging.prompts import Prompt, as_lines, parse_prompts
 from lora_studio.studio import Studio
 from lora_studio.ui import render
 from lora_studio.ui.asking import Terms
 from lora_studio.ui.batch_table import choices, progress, shown
-from lora_studio.ui.controls import dropdown, slider
+from lora_studio.ui.controls import ENGINE, dropdown, slider, start_and_stop
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.outgoing import fresh_folder
+from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
 from lora_studio.ui.visitors import Door, asker
 
 PLACE = "batch"
 """What stop knows these questions by."""
 MOST_HELD_OUT = 256
-DOWNLOAD = "() => document.querySelector('#batch-file').click()"
+TABLE_EVERY_S = 0.5
+"""A browser takes some time to draw the whole table anew."""
 
 
 class BatchPanel:
@@ -50,13 +51,7 @@ class BatchPanel:
                 self.take = gr.Button(
                     text("batch_take"), elem_id="batch-take", scale=0, min_width=180
                 )
-                self.start = gr.Button(
-                    text("batch_start"), variant="primary", elem_id="batch-start", scale=0,
-                    min_width=140,
-                )  # fmt: skip
-                self.stop = gr.Button(
-                    text("stop"), elem_id="batch-stop", scale=0, min_width=110, interactive=False
-                )
+                self.start, self.stop = start_and_stop("batch_start")
             self.note = gr.HTML(elem_id="batch-note", padding=False)
             self.table = gr.HTML(elem_id="batch-table", padding=False)
             with gr.Row(elem_classes="ls-line", visible=False, elem_id="batch-out") as self.out:
@@ -68,7 +63,7 @@ class BatchPanel:
             self.earlier = dropdown(
                 [], label=text("batch_earlier"), value=None, visible=False, elem_id="batch-earlier"
             )
-        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="batch-file")
+        self.file = handed("batch-file")
         self.batch = gr.State(None)
         self.outputs = [
             self.table, self.note, self.start, self.stop, self.out, self.more, self.batch,
@@ -78,11 +73,8 @@ class BatchPanel:
 
     def _wire(self, controls: Sequence[Any]) -> None:
         run = controls[0]
-        asks: dict[str, Any] = {
-            "concurrency_id": "gpu", "concurrency_limit": None, "show_progress": "hidden",
-        }  # fmt: skip
-        self.start.click(self.ask, [self.prompts, *controls], self.outputs, **asks)
-        self.more.click(self.ask_rest, [self.batch, run], self.outputs, **asks)
+        self.start.click(self.ask, [self.prompts, *controls], self.outputs, **ENGINE)
+        self.more.click(self.ask_rest, [self.batch, run], self.outputs, **ENGINE)
         self.stop.click(self.halt, None, None, queue=False)
         self.take.click(
             self.take_rows, [run, self.rows], [self.prompts, self.note], show_progress="hidden"
@@ -90,9 +82,8 @@ class BatchPanel:
         self.fold.expand(self.offer, None, self.earlier, show_progress="hidden")
         self.earlier.input(self.show, self.earlier, self.outputs, show_progress="hidden")
         for kind, button in (("csv", self.csv), ("jsonl", self.jsonl)):
-            button.click(
-                _packing(kind), self.batch, self.file, show_progress="hidden"
-            ).then(None, js=DOWNLOAD)  # fmt: skip
+            packing = button.click(_packing(kind), self.batch, self.file, show_progress="hidden")
+            hand_out(packing, self.file)
 
     def take_rows(self, run: Any, rows: Any, request: gr.Request) -> Iterator[Any]:
         """Fill in questions of held-out rows, with the answers that the data has."""
@@ -163,10 +154,13 @@ class BatchPanel:
             shown(batch, voice), render.busy(voice("compare_loading")), off, on,
             gr.Row(visible=False), gr.skip(), batch, gr.Dropdown(interactive=False),
         ]  # fmt: skip
-        note = ""
+        note, due = "", 0.0
         try:
             for event in studio.judging.fill(batch, run, asker=asker(request, PLACE)):
-                yield [shown(batch, voice), progress(event, voice), *skipped]
+                table = gr.skip()
+                if time.monotonic() >= due:
+                    table, due = shown(batch, voice), time.monotonic() + TABLE_EVERY_S
+                yield [table, progress(event, voice), *skipped]
         except StudioError as error:
             note = render.problem(error, voice)
         if not note and batch.pending():
@@ -215,6 +209,7 @@ def _asked(prompts: str, terms: Terms) -> Asked:
         sampling=terms.sampling,
         as_text=terms.as_text,
         apart=terms.apart,
+        loaded=terms.loaded,
     )
 
 
@@ -224,12 +219,3 @@ def _with_system(prompt: Prompt, system: str) -> Prompt:
         return prompt
     said = {"role": "system", "content": system}
     return Prompt(messages=(said, *prompt.messages), reference=prompt.reference)  # type: ignore[arg-type]
-
-
-def as_lines(prompts: Sequence[Prompt]) -> str:
-    """Return prompts as JSON Lines, as `parse_prompts` reads them."""
-    lines = [
-        {"messages": [dict(message) for message in prompt.messages], "answer": prompt.reference}
-        for prompt in prompts
-    ]
-    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)

@@ -7,30 +7,32 @@ from html import escape
 from typing import Any
 
 from lora_studio.errors import from_dict
-from lora_studio.judging.batch import Batch
+from lora_studio.judging.batch import Batch, Known
 from lora_studio.judging.filling import STAGE
 from lora_studio.ui import numbers, render
 from lora_studio.ui.compare_panes import name_of
 from lora_studio.ui.language import Voice
-from lora_studio.ui.library_table import when
 
 MOST_SHOWN = 200
 """So many rows stand on the page; a file has all."""
 
 
 def shown(batch: Batch, voice: Voice) -> str:
-    """Return the table so far, a row for each prompt that somebody has answered."""
-    names = [name_of(one, voice) for one in batch.asked.contenders]
-    rows = [row for row in batch.table() if any(row["answers"])][-MOST_SHOWN:]
-    if not rows:
+    """Return the table so far, a row for each of the last prompts that somebody has answered."""
+    answered = sorted({prompt for prompt, _ in batch.answers})
+    if not answered:
         return ""
+    names = [name_of(one, voice) for one in batch.asked.contenders]
+    rows = [batch.row(prompt) for prompt in answered[-MOST_SHOWN:]]
     has_references = any(row["reference"] for row in rows)
     heads = [voice("batch_prompt"), *([voice("batch_reference")] if has_references else []), *names]
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join(_row(row, voice, has_references=has_references) for row in rows)
+    said = voice("batch_last", shown=MOST_SHOWN, total=len(answered))
+    rest = render.quiet(said) if len(answered) > MOST_SHOWN else ""
     return (
         f'<div class="ls-scroll"><table class="ls-batch"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>{rest}"
     )
 
 
@@ -64,23 +66,19 @@ def progress(event: Mapping[str, Any], voice: Voice) -> str:
     """Return how far it is, with a bar, and how long it will take; or what is waited for."""
     if event.get("stage") != STAGE:
         return render.waiting(event, voice)
-    done, total, left = event["done"], event["total"], event["seconds_left"]
-    sentence = voice("batch_progress", done=done, total=total)
-    if left is not None and done < total:
-        time = numbers.duration(left, voice.language)
-        sentence = voice("batch_left", progress=sentence, time=time)
-    return render.busy(sentence, done / total if total else None)
+    sentence = voice("batch_progress", done=event["done"], total=event["total"])
+    return render.timed(sentence, event, voice)
 
 
-def choices(tables: Sequence[Batch], voice: Voice) -> list[tuple[str, str]]:
+def choices(tables: Sequence[Known], voice: Voice) -> list[tuple[str, str]]:
     """Return tables to choose from, with when they were begun and how far they are."""
     return [
         (
             voice(
                 "batch_earlier_one",
-                when=when(one.begun) if one.begun else one.name,
+                when=numbers.moment(one.begun) if one.begun else one.name,
                 done=one.done,
-                total=len(one.asked.prompts),
+                total=one.total,
             ),
             one.name,
         )

@@ -56,7 +56,7 @@ def _vote(conversation: Conversation, verdict: Verdict) -> Vote:
             base=conversation.base,
             messages=() if conversation.as_text else asked,
             text=asked[-1]["content"] if conversation.as_text else None,
-            sampling=conversation.sampling,
+            sampling={**conversation.sampling, "apart": conversation.apart},
             is_shared=conversation.is_shared,
             precision=conversation.loaded.precision,
         ),

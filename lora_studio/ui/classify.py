@@ -10,6 +10,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.ui import numbers, render
+from lora_studio.ui.controls import ENGINE
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
 
@@ -55,14 +56,10 @@ class ClassifyBox:
 
     def _wire(self, run: gr.Dropdown) -> None:
         inputs, outputs = [run, self.text], [self.result, self.note, self.send]
-        gr.on(
-            [self.send.click, self.text.submit], self.answer, inputs, outputs,
-            concurrency_id="gpu", concurrency_limit=1, show_progress="hidden",
-        )  # fmt: skip
+        gr.on([self.send.click, self.text.submit], self.answer, inputs, outputs, **ENGINE)
         self.examples.click(take, None, self.text, show_progress="hidden", queue=False).then(
-            self.answer, inputs, outputs,
-            concurrency_id="gpu", concurrency_limit=1, show_progress="hidden",
-        )  # fmt: skip
+            self.answer, inputs, outputs, **ENGINE
+        )
 
     @property
     def shown(self) -> list[Any]:
@@ -117,8 +114,7 @@ def examples(texts: Sequence[str], voice: Voice) -> str:
         f"{escape(_shortened(one))}</button>"
         for one in texts
     )
-    title = escape(voice("classify_examples"))
-    return f'<div class="ls-examples"><p class="ls-quiet">{title}</p>{buttons}</div>'
+    return f'<div class="ls-examples">{render.quiet(voice("classify_examples"))}{buttons}</div>'
 
 
 def empty(labels: Sequence[str], voice: Voice) -> str:
@@ -143,7 +139,7 @@ def result(asked: str, found: Mapping[str, Any], name: str, voice: Voice) -> str
     order = sorted(range(len(labels)), key=lambda at: -adapter[at])
     sides = "".join(
         f'<section class="side {side}"><h3>{escape(title)}</h3>'
-        f'<p class="ls-quiet">{escape(why)}</p>{_bars(labels, found[side], order, voice)}</section>'
+        f"{render.quiet(why)}{_bars(labels, found[side], order, voice)}</section>"
         for side, title, why in (
             ("base", voice("base_side"), voice("classify_base_why")),
             ("adapter", name, voice("classify_adapter_why")),
@@ -170,8 +166,7 @@ def _bars(labels: Sequence[str], shares: Sequence[float], order: list[int], voic
     if not rest:
         return f"<ol>{bars}</ol>"
     share = numbers.percent(1 - sum(shares[at] for at in listed))
-    more = escape(voice("classify_rest", n=rest, share=share))
-    return f'<ol>{bars}</ol><p class="ls-quiet">{more}</p>'
+    return f"<ol>{bars}</ol>{render.quiet(voice('classify_rest', n=rest, share=share))}"
 
 
 def _shortened(words: str, most: int = EXAMPLE_CHARS) -> str:

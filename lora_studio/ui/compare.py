@@ -6,7 +6,7 @@ A run that sorts texts into classes has a box of its own there, see `classify`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import takewhile
 from typing import Any
 
@@ -14,14 +14,13 @@ import gradio as gr
 
 from lora_studio.chat.request import MOST_PANES
 from lora_studio.errors import StudioError
-from lora_studio.library.names import adapter_names
 from lora_studio.studio import Studio
 from lora_studio.ui import compare_panes, render
-from lora_studio.ui.asking import Terms, Wish, again, asking, go_on, pane_count
+from lora_studio.ui.asking import Terms, Wish, again, asking, going_on, pane_count
 from lora_studio.ui.batch_panel import BatchPanel
 from lora_studio.ui.classify import ClassifyBox
-from lora_studio.ui.compare_panes import BASE, FEWEST, MIXTURE, Panes
-from lora_studio.ui.controls import dropdown
+from lora_studio.ui.compare_panes import BASE, FEWEST, MIXTURE, Offer, Panes
+from lora_studio.ui.controls import ENGINE, button, dropdown
 from lora_studio.ui.conversation import Conversation, Floor
 from lora_studio.ui.difference_panel import DifferencePanel
 from lora_studio.ui.judge_panel import JudgePanel
@@ -60,7 +59,7 @@ class CompareTab:
         with gr.Column() as self.talk:
             self.panes = Panes()
             self.judge = JudgePanel(
-                door, self.conversation, [place.title for place in self.panes.places],
+                door, self.run, self.conversation, [place.title for place in self.panes.places],
                 compare_panes.titles_of,
             )  # fmt: skip
             self.note = gr.HTML(elem_id="compare-note", padding=False)
@@ -85,9 +84,10 @@ class CompareTab:
             self.send = gr.Button(
                 text("send"), variant="primary", elem_id="send", scale=0, min_width=120
             )
-            self.stop = _button("stop")
-            self.again = _button("again")
-            self.more = _button("go_on")
+            self.stop, self.again, self.more = (
+                button(name, min_width=110, interactive=False)
+                for name in ("stop", "again", "go_on")
+            )
 
     @property
     def controls(self) -> list[Any]:
@@ -150,8 +150,7 @@ class CompareTab:
 
     def _wire_wishes(self) -> None:
         settings: dict[str, Any] = {
-            "outputs": self.answered, "concurrency_id": "gpu", "concurrency_limit": None,
-            "show_progress": "hidden", "trigger_mode": "multiple",
+            "outputs": self.answered, "trigger_mode": "multiple", **ENGINE
         }  # fmt: skip
         asked = [
             gr.on(
@@ -184,7 +183,7 @@ class CompareTab:
         usable = [
             (entry.name if entry.name == entry.id else f"{entry.name} ({entry.id})", entry.id)
             for entry in self.door.enter(request).library.entries()
-            if entry.facts.has_adapter
+            if entry.can_answer
         ]
         ids = [name for _, name in usable]
         chosen = wanted if wanted in ids else (ids[0] if ids else None)
@@ -193,6 +192,15 @@ class CompareTab:
     def refreshed(self, request: gr.Request, run: Any) -> Any:
         """Offer what is there now and keep the choice."""
         return self.choices(request, run)
+
+    def come_back(self, request: gr.Request, run: Any, *chosen: Any) -> list[Any]:
+        """Offer what is there now, to ask and in every pane; what is gone gives its place up."""
+        shown = self.choices(request, run)
+        try:
+            offer = self._offer(self.door.enter(request), str(run), Voice(request))
+        except StudioError:
+            return [shown, *[gr.skip()] * len(self.offered)]
+        return [shown, *(one.kept(value) for one, value in zip(offer, chosen, strict=True))]
 
     def describe(self, request: gr.Request, run: Any) -> list[Any]:
         """Offer who shares the chosen adapter's base; a run on plain text continues text.
@@ -208,23 +216,24 @@ class CompareTab:
         mode = "text" if history and history.plan.get("format") == "text" else "chat"
         prompts = [] if history is None else [sample["prompt"] for sample in history.samples]
         writes = not named.labels
+        offer = self._offer(studio, named.name, voice)
         return [
             mode, gr.Column(visible=writes), gr.Button(visible=writes), gr.Radio(visible=writes),
-            gr.Checkbox(visible=writes), *self._offer(studio, named.name, voice),
+            gr.Checkbox(visible=writes), *(one.afresh() for one in offer),
             *self.classes.show(prompts, named.labels, voice),
         ]  # fmt: skip
 
-    def _offer(self, studio: Studio, name: str, voice: Voice) -> list[Any]:
-        """Return the choices of every pane: the base, and the adapters of the same base."""
-        found = usable_beside(studio, name)
+    def _offer(self, studio: Studio, name: str, voice: Voice) -> list[Offer]:
+        """Return what every pane offers: the base, and the adapters of the same base."""
+        found = studio.library.beside(name)
         who = [(voice("base_side"), BASE), *((one, one) for one in found)]
         if len(found) > 1:
             who.append((voice("mixture"), MIXTURE))
         first = [BASE, name, *[other for other in found if other != name]]
         picked = [first[number] if number < len(first) else BASE for number in range(MOST_PANES)]
         return [
-            *(gr.Dropdown(choices=who, value=value) for value in picked),
-            *(gr.Dropdown(choices=found, value=[]) for _ in picked),
+            *(Offer(who, value) for value in picked),
+            *(Offer([(one, one) for one in found], []) for _ in picked),
         ]
 
     def lay_out(self, count: Any, blind: Any) -> list[Any]:
@@ -256,7 +265,7 @@ class CompareTab:
 
     def go_on(self, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Go on with the answers that were cut short."""
-        yield from self._follow(request, values, go_on)
+        yield from self._follow(request, values, going_on(self.door.enter(request)))
 
     def ask_instead(self, event: gr.EditData, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Ask an edited question in place of an earlier one; what came after it is dropped."""
@@ -348,23 +357,3 @@ class CompareTab:
         typed = gr.skip() if question is None else question
         judge = self.judge.show(conversation, voice)
         return [*texts, conversation, typed, *buttons, note, *[""] * MOST_PANES, *judge]
-
-
-def usable_beside(studio: Studio, name: str) -> list[str]:
-    """Return the names of adapters that can answer beside one: of its base, checkpoints too."""
-    named = studio.adapters.resolve(name)
-    of_run = [] if named.run is None else adapter_names(named.run)
-    found = [name, *of_run]
-    for entry in studio.library.entries():
-        if not entry.facts.has_adapter or entry.facts.labels:
-            continue
-        with suppress(StudioError):  # it was deleted a moment ago
-            if studio.adapters.resolve(entry.id).source == named.source:
-                found.append(entry.id)
-    return list(dict.fromkeys(found))
-
-
-def _button(name: str) -> gr.Button:
-    return gr.Button(
-        text(name), elem_id=name.replace("_", "-"), scale=0, min_width=110, interactive=False
-    )

@@ -41,6 +41,29 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What a dropdown offers, as titles and values, and what it has chosen at first."""
+
+    choices: list[tuple[str, str]]
+    first: Any
+
+    def afresh(self) -> gr.Dropdown:
+        """Return the dropdown as it is at first."""
+        return gr.Dropdown(choices=self.choices, value=self.first)
+
+    def kept(self, chosen: Any) -> dict[str, Any]:
+        """Return the dropdown as it is; of what is chosen, that goes which is no longer offered."""
+        known = [value for _, value in self.choices]
+        if isinstance(chosen, list):
+            stays: Any = [one for one in chosen if one in known]
+        else:
+            stays = chosen if chosen is None or chosen in known else self.first
+        # A value that is set, even the same, could undo one that was chosen a moment ago.
+        changed = {} if stays == chosen else {"value": stays}
+        return gr.update(choices=self.choices, **changed)
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where one answer is shown."""
 
@@ -135,14 +158,12 @@ def _place(number: int, column: gr.Column) -> Place:
     return Place(column, title, chat, rate, difference)
 
 
-def contenders_of(count: Any, values: Sequence[Any]) -> list[Contender]:
+def contenders_of(count: int, values: Sequence[Any]) -> list[Contender]:
     """Return who is to answer, from the number of panes and the values of `Panes.controls`.
 
     Raises:
         StudioError: If a pane has nobody, a mixture nothing, or a value is no number.
     """
-    if count not in range(FEWEST, MOST_PANES + 1):
-        raise StudioError("page.pane_count", count=count, least=FEWEST, most=MOST_PANES)
     size = 3 + MOST_MIXED
     parts = [values[at : at + size] for at in range(0, size * MOST_PANES, size)]
     return [contender_of(number, part) for number, part in enumerate(parts[:count], 1)]

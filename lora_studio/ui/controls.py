@@ -1,10 +1,18 @@
-"""Controls that leave it to the recipe to say what is wrong with a value."""
+"""Controls that several parts of the page have, and how an event waits that asks the model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gradio as gr
+
+from lora_studio.ui.language import text
+
+ENGINE: dict[str, Any] = {
+    "concurrency_id": "gpu", "concurrency_limit": None, "show_progress": "hidden",
+}  # fmt: skip
+"""Settings of an event that asks the model. Who waits stands in the engine's own line: a limit at
+any one of them would be that of all, for as long as the app runs."""
 
 
 def slider(*arguments: Any, **settings: Any) -> gr.Slider:
@@ -24,3 +32,20 @@ def dropdown(*arguments: Any, **settings: Any) -> gr.Dropdown:
     control = gr.Dropdown(*arguments, **settings)
     control.preprocess = lambda payload: payload
     return control
+
+
+def button(name: str, **settings: Any) -> gr.Button:
+    """Return a narrow button that goes by the key of its text."""
+    usual = {"elem_id": name.replace("_", "-"), "scale": 0, "min_width": 140}
+    return gr.Button(text(name), **usual | settings)
+
+
+def start_and_stop(name: str) -> tuple[gr.Button, gr.Button]:
+    """Return the button that begins what takes long, and the one that ends it once it has begun.
+
+    Args:
+        name: The key of the first one's text, `batch_start`; the other is then `batch-stop`.
+    """
+    elem_id = f"{name.removesuffix('_start')}-stop"
+    stop = button("stop", elem_id=elem_id, min_width=110, interactive=False)
+    return button(name, variant="primary"), stop

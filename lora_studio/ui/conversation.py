@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lora_studio.chat.request import SEEDS, Message, Pane
+from lora_studio.chat.request import Message, Pane, seed_apart
 from lora_studio.judging.blind import Shuffled
 from lora_studio.judging.contenders import Contender, Loaded
 from lora_studio.judging.votes import Verdict
@@ -44,6 +44,8 @@ class Conversation:
     """Whether panes are answered one after the other, as the engine says before it begins."""
     seed: int = 42
     """Of the last answers."""
+    apart: bool = False
+    """Whether each of them has a seed of its own."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     loaded: Loaded = field(default_factory=Loaded)
     """Which weights gave them."""
@@ -141,21 +143,14 @@ class Conversation:
         self.one_by_one, self.verdict, self.refused = False, None, None
         return going
 
-    def panes(self, *, goes_on: Sequence[int] = (), apart: bool = False) -> list[Pane]:
+    def panes(self, *, goes_on: Sequence[int] = ()) -> list[Pane]:
         """Return what to ask the engine.
 
         Args:
             goes_on: Panes whose answer is gone on with; without them all answer anew.
-            apart: Whether each pane has a seed of its own.
         """
         chosen = goes_on or range(len(self.contenders))
-        found = [self._pane(pane, continues=bool(goes_on)) for pane in chosen]
-        if not apart:
-            return found
-        return [
-            replace(asked, seed=(self.seed + pane) % SEEDS)
-            for pane, asked in zip(chosen, found, strict=True)
-        ]
+        return [self._pane(pane, continues=bool(goes_on)) for pane in chosen]
 
     def copy(self) -> Conversation:
         """Return the same again, which does not change with this one."""
@@ -201,6 +196,8 @@ class Conversation:
             asked = contender.pane(text=turns[-2]["content"])
         else:
             asked = contender.pane([*self._system(), *turns[:-1]])
+        if self.apart:
+            asked = replace(asked, seed=seed_apart(self.seed, pane))
         return replace(asked, continues=turns[-1]["content"]) if continues else asked
 
     def _system(self) -> Turns:

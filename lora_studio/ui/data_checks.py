@@ -126,10 +126,10 @@ def sentence(
     rows = voice("check_rows", n=f"{finding['count']:,}")
     parts = [f"<p>{title} {escape(rows)}</p>"]
     if places:
-        parts.append(f'<p class="ls-quiet">{escape(places)}</p>')
+        parts.append(render.quiet(places))
     if finding["example"]:
         parts.append(f"<q>{escape(str(finding['example'])[:EXAMPLE_CHARACTERS])}</q>")
     if finding["looked_at"] is not None:
         looked = voice("checks_looked", n=f"{finding['looked_at']:,}")
-        parts.append(f'<p class="ls-quiet">{escape(looked)}</p>')
+        parts.append(render.quiet(looked))
     return "".join(parts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.ui import render
 from lora_studio.ui.language import Voice, text
 from lora_studio.wording import say
 
@@ -71,7 +72,7 @@ def show(part: str, found: Mapping[str, Any], voice: Voice) -> list[Any]:
     """Return the values of `Rows.shown` for a page of rows."""
     page, pages = found["page"], max(found["pages"], 1)
     if not found["rows"]:
-        listed = f'<p class="ls-quiet">{escape(voice("rows_nothing"))}</p>'
+        listed = render.quiet(voice("rows_nothing"))
     elif part == "skipped":
         listed = "".join(skipped(row, voice) for row in found["rows"])
         listed = f'<ul class="ls-skipped">{listed}</ul>'

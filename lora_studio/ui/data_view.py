@@ -34,7 +34,7 @@ def summary(found: Mapping[str, Any], voice: Voice) -> str:
     ]
     parts = [f'<p class="ls-strip">{escape(strip(found, voice))}</p>', render.facts(facts)]
     if found["format"] == TEXT:
-        parts.append(f'<p class="ls-quiet">{escape(voice("data_text_teaches"))}</p>')
+        parts.append(render.quiet(voice("data_text_teaches")))
     parts.append(classes(found, voice))
     parts += [render.note(sentence, "warn") for sentence in warnings(found, voice)]
     return "".join(parts)
@@ -69,10 +69,9 @@ def classes(found: Mapping[str, Any], voice: Voice) -> str:
         f"<span>{train:,} + {held:,}</span></li>"
         for name, train, held in by_size[:LISTED_CLASSES]
     )
-    title = f'<p class="ls-quiet">{escape(voice("classes_title"))}</p>'
+    title = render.quiet(voice("classes_title"))
     more = len(by_size) - LISTED_CLASSES
-    rest = escape(voice("classes_more", n=f"{more:,}")) if more > 0 else ""
-    note = f'<p class="ls-quiet">{rest}</p>' if rest else ""
+    note = render.quiet(voice("classes_more", n=f"{more:,}")) if more > 0 else ""
     return f'{title}<ul class="ls-shares">{bars}</ul>{note}'
 
 

@@ -12,6 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.studio import Studio
 from lora_studio.ui import render
 from lora_studio.ui.compare_panes import name_of
+from lora_studio.ui.controls import ENGINE
 from lora_studio.ui.conversation import Conversation, Floor
 from lora_studio.ui.difference_text import Score, changed, coloured
 from lora_studio.ui.language import Voice, text
@@ -51,8 +52,7 @@ class DifferencePanel:
         """An event's settings after which the differences are shown, if they are wanted."""
         return {
             "fn": self.show, "inputs": [self.wanted, *self.asked],
-            "outputs": [*self.places, self.note], "concurrency_id": "gpu",
-            "concurrency_limit": None, "show_progress": "hidden",
+            "outputs": [*self.places, self.note], **ENGINE,
         }  # fmt: skip
 
     def show(
@@ -83,15 +83,15 @@ class DifferencePanel:
         yield [*(found if is_shown() else [gr.skip()] * MOST_PANES), ""]
 
 
-def _judges(conversation: Conversation) -> list[Who]:
+def _judges(asked: Sequence[Who]) -> list[Who]:
     """Return the base and everybody else who answers, each once."""
-    found: list[Who] = [None]
-    found += [pane.who for pane in conversation.panes() if pane.who]
+    found: list[Who] = [None, *(who for who in asked if who)]
     return [who for at, who in enumerate(found) if who not in found[:at]]
 
 
 def _scored(studio: Studio, run: str, conversation: Conversation) -> Iterator[dict[str, Any]]:
-    yield from studio.answers.score(run, answered(conversation), _judges(conversation))
+    panes = answered(conversation)
+    yield from studio.answers.score(run, panes, _judges([pane.who for pane in panes]))
 
 
 def answered(conversation: Conversation) -> list[Pane]:
@@ -100,7 +100,9 @@ def answered(conversation: Conversation) -> list[Pane]:
 
 
 def _by_place(conversation: Conversation, scores: Mapping[int, Score], voice: Voice) -> list[str]:
-    panes = conversation.panes()
+    asked: list[Who] = [pane.who for pane in conversation.panes()]
+    judges = _judges(asked)
+    base = _beside_base(conversation, asked, judges, voice)
     answers = conversation.answers()
     found = [""] * MOST_PANES
     first = conversation.order.pane_at(0)
@@ -108,23 +110,21 @@ def _by_place(conversation: Conversation, scores: Mapping[int, Score], voice: Vo
         score = scores.get(pane)
         if score is None or not score["pieces"]:
             continue
-        judge, against = _compared(conversation, panes[pane].who, voice)
+        who = asked[pane]
+        judge, against = (judges.index(who), "") if who else base
         found[place] = coloured(score, judge, voice, against)
         if place:
             found[place] += changed(answers[first], answers[pane], voice)
     return found
 
 
-def _compared(conversation: Conversation, who: Who, voice: Voice) -> tuple[int, str]:
-    """Return who is compared with the base in a pane: their place among the judges, and their name.
+def _beside_base(
+    conversation: Conversation, asked: Sequence[Who], judges: Sequence[Who], voice: Voice
+) -> tuple[int, str]:
+    """Return who is compared with the base in its own pane: their place among the judges, and name.
 
-    The base's own answer is compared with the first of the others, who is named where there are
-    several.
+    That is the first of the others, who is named where there are several.
     """
-    judges = _judges(conversation)
-    if who:
-        return judges.index(who), ""
-    asked: list[Who] = [pane.who for pane in conversation.panes()]
     if len(judges) < 3:
         return len(judges) - 1, ""
     return 1, name_of(conversation.contenders[asked.index(judges[1])], voice)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import takewhile
 from typing import Any
 
 from lora_studio.ui.language import Voice
@@ -16,6 +18,9 @@ STRONGEST = 3.0
 """A difference of so many nats, a factor of 20, has the full colour."""
 SLIGHT = 0.05
 """One below has none."""
+MOST_STEPS = 2**26
+"""So many may be taken to find where two texts agree, words by pairs of equal ones: a fifth of a
+second."""
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 Score = Mapping[str, Any]
 
@@ -101,17 +106,50 @@ def _percent(logprob: float) -> str:
 def changed(before: str, after: str, voice: Voice) -> str:
     """Return what of a text was dropped and what is new in another, word by word."""
     old, new = WORDS.findall(before), WORDS.findall(after)
-    parts = []
-    matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
-    for kind, start, end, begin, stop in matcher.get_opcodes():
-        if kind == "equal":
-            parts.append(escape("".join(old[start:end])))
-            continue
-        if start < end:
-            parts.append(f"<del>{escape(''.join(old[start:end]))}</del>")
-        if begin < stop:
-            parts.append(f"<ins>{escape(''.join(new[begin:stop]))}</ins>")
+    head = _agreeing(old, new)
+    tail = _agreeing(old[head:][::-1], new[head:][::-1])
+    old_end, new_end = len(old) - tail, len(new) - tail
+    parts = [
+        escape("".join(old[:head])),
+        *_changes(old[head:old_end], new[head:new_end]),
+        escape("".join(old[old_end:])),
+    ]
     title = escape(voice("differences_words"))
     return (
         f'<details class="ls-changed"><summary>{title}</summary><p>{"".join(parts)}</p></details>'
     )
+
+
+def _agreeing(old: Sequence[str], new: Sequence[str]) -> int:
+    """Return with how many of the same words two texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
+    repeated = _repeated(old, new)
+    matcher = difflib.SequenceMatcher(repeated.__contains__, old, new, autojunk=False)
+    for kind, start, end, begin, stop in matcher.get_opcodes():
+        if kind == "equal":
+            yield escape("".join(old[start:end]))
+            continue
+        if start < end:
+            yield f"<del>{escape(''.join(old[start:end]))}</del>"
+        if begin < stop:
+            yield f"<ins>{escape(''.join(new[begin:stop]))}</ins>"
+
+
+def _repeated(old: Sequence[str], new: Sequence[str]) -> set[str]:
+    """Return the words by which two texts are not aligned: those that make too many pairs.
+
+    An answer that goes in circles would take time with the third power of its length.
+    """
+    counts, others = Counter(old), Counter(new)
+    pairs = {word: count * others[word] for word, count in counts.items() if word in others}
+    most, total = MOST_STEPS // (len(old) + len(new) + 1), sum(pairs.values())
+    repeated: set[str] = set()
+    for word in sorted(pairs, key=pairs.__getitem__, reverse=True):
+        if total <= most:
+            break
+        repeated.add(word)
+        total -= pairs[word]
+    return repeated

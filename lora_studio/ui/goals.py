@@ -24,6 +24,7 @@ from lora_studio.recommendations.recommendation import (
     differing,
 )
 from lora_studio.recommendations.table import GOAL_NAMES, GOALS, GoalName
+from lora_studio.ui import render
 from lora_studio.ui.form import EXPRESSION, Form
 from lora_studio.ui.language import Voice, text
 from lora_studio.wording import say, table
@@ -178,7 +179,7 @@ def put_format(form: Form, goal: Any, values: Sequence[Any], puts: Sequence[Any]
 def show(recipe: Recipe, recommended: Recommendation | None, voice: Voice) -> tuple[str, str]:
     """Return the HTML of `chosen` and of `differs`."""
     if recommended is None:
-        waiting = f'<p class="ls-quiet">{escape(voice("goal_waits"))}</p>'
+        waiting = render.quiet(voice("goal_waits"))
         return waiting, needs_labels(voice) if recipe.task_type == "SEQ_CLS" else ""
     return values_list(recommended, voice), differences(recipe, recommended, voice)
 

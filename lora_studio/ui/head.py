@@ -16,8 +16,9 @@ from lora_studio.runs.history import History
 from lora_studio.ui import numbers
 from lora_studio.ui.language import COOKIE, Voice
 from lora_studio.ui.live import asked_for, state
+from lora_studio.ui.view import script
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS, LANGUAGES, say
+from lora_studio.wording import LANGUAGES, say
 
 TEMPLATE = """\
 <header class="ls-head">
@@ -35,12 +36,11 @@ def head(door: Door) -> gr.HTML:
     options = "".join(
         f'<option value="{key}">{escape(name)}</option>' for key, name in LANGUAGES.items()
     )
-    script = (ASSETS / "head.js").read_text(encoding="utf-8").replace("COOKIE", COOKIE)
     return gr.HTML(
         value="",
         elem_id="head",
         html_template=TEMPLATE.format(options=options),
-        js_on_load=script,
+        js_on_load=script("head").replace("COOKIE", COOKIE),
         server_functions=[_glance(door)],
         container=False,
         padding=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -16,23 +15,24 @@ from lora_studio.studio import Studio
 from lora_studio.ui import casting, render
 from lora_studio.ui.conversation import Conversation
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.outgoing import fresh_folder
+from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
 from lora_studio.ui.standings import standings
 from lora_studio.ui.visitors import Door
 
 EXPORTS = ("csv", "jsonl", "preferences")
-DOWNLOAD = "() => document.querySelector('#votes-file').click()"
 PLACES = range(MOST_PANES)
 # 1 to 4, 0 and - vote, unless somebody types. Gradio takes words in plain quotes for events.
 KEYS = """
 const votes = { 1: 0, 2: 1, 3: 2, 4: 3, 0: `tie`, [`-`]: `bad` };
-document.addEventListener(`keydown`, (event) => {
+const key = (event) => {
+  if (!element.isConnected) return document.removeEventListener(`keydown`, key);
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const typed = `textarea, select, [contenteditable], input:not([type=checkbox], [type=radio])`;
-  if (event.target.closest(typed)) return;
+  if (event.target.closest?.(typed)) return;
   const button = event.key in votes && document.querySelector(`#vote-${votes[event.key]}`);
   if (button && button.offsetParent && !button.disabled) button.click();
-});
+};
+document.addEventListener(`keydown`, key);
 """
 
 
@@ -41,6 +41,7 @@ class JudgePanel:
 
     Args:
         door: Opens the studio of a request.
+        run: The adapter whose base's votes are counted.
         conversation: What is voted on.
         titles: Where names that were hidden are told after a vote.
         tell: Returns what the titles show of a conversation.
@@ -49,11 +50,13 @@ class JudgePanel:
     def __init__(
         self,
         door: Door,
+        run: gr.Dropdown,
         conversation: gr.State,
         titles: Sequence[gr.HTML],
         tell: Callable[[Conversation, Voice], list[Any]],
     ) -> None:
         self.door = door
+        self._run = run
         self._conversation = conversation
         self._titles = list(titles)
         self._tell = tell
@@ -76,7 +79,7 @@ class JudgePanel:
                     )
                     for kind in EXPORTS
                 ]  # fmt: skip
-        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="votes-file")
+        self.file = handed("votes-file")
         self._wire()
 
     @property
@@ -88,19 +91,20 @@ class JudgePanel:
         verdicts: list[tuple[gr.Button, Verdict]] = [
             *zip(self.best, PLACES, strict=True), (self.tie, "tie"), (self.bad, "bad"),
         ]  # fmt: skip
+        voted_on = [self._conversation, self._run]
         outputs = [self._conversation, *self._titles, *self.shown, self.table]
         self.voted = [
-            button.click(
-                _casting(self, verdict), self._conversation, outputs, show_progress="hidden"
-            )
+            button.click(_casting(self, verdict), voted_on, outputs, show_progress="hidden")
             for button, verdict in verdicts
         ]
-        self.undo.click(self.take_back, self._conversation, outputs, show_progress="hidden")
-        self.more.expand(self.standings, self._conversation, self.table, show_progress="hidden")
+        self.undo.click(self.take_back, voted_on, outputs, show_progress="hidden")
+        gr.on(
+            [self.more.expand, self._run.change], self.standings, self._run, self.table,
+            show_progress="hidden",
+        )  # fmt: skip
         for kind, button in zip(EXPORTS, self.exports, strict=True):
-            button.click(
-                _exporting(self, kind), None, self.file, show_progress="hidden"
-            ).then(None, js=DOWNLOAD)  # fmt: skip
+            packing = button.click(_exporting(self, kind), None, self.file, show_progress="hidden")
+            hand_out(packing, self.file)
 
     def show(self, conversation: Conversation, voice: Voice) -> list[Any]:
         """Return the buttons that make sense for a conversation as it stands."""
@@ -119,48 +123,49 @@ class JudgePanel:
             gr.Button(visible=is_open, variant=_weight(chosen == "tie")),
             gr.Button(visible=is_open, variant=_weight(chosen == "bad")),
             gr.Button(visible=is_open and conversation.vote is not None),
-            _quiet(voice("vote_keys")) if is_open and chosen is None else "",
+            render.quiet(voice("vote_keys"), is_news=True) if is_open and chosen is None else "",
         ]
 
-    def vote(self, conversation: Conversation, verdict: Verdict, request: gr.Request) -> list[Any]:
+    def vote(
+        self, conversation: Conversation, run: Any, verdict: Verdict, request: gr.Request
+    ) -> list[Any]:
         """Keep a vote on the last answers, and tell who gave them; another vote replaces it."""
         voice, studio = Voice(request), self.door.enter(request)
         try:
             casting.vote(conversation, verdict, studio.judging.votes)
         except StudioError as error:
             return self._refused(error, voice)
-        return self._changed(conversation, studio, voice, voice("vote_kept"))
+        return self._changed(conversation, run, studio, voice, said=voice("vote_kept"))
 
-    def take_back(self, conversation: Conversation, request: gr.Request) -> list[Any]:
+    def take_back(self, conversation: Conversation, run: Any, request: gr.Request) -> list[Any]:
         """Forget the vote on the last answers; names that it told stay told."""
         voice, studio = Voice(request), self.door.enter(request)
         if conversation.vote is None:
-            return self._changed(conversation, studio, voice, "")
+            return self._changed(conversation, run, studio, voice, said="")
         try:
             casting.take_back(conversation, studio.judging.votes)
         except StudioError as error:
             return self._refused(error, voice)
-        return self._changed(conversation, studio, voice, voice("vote_taken_back"))
+        return self._changed(conversation, run, studio, voice, said=voice("vote_taken_back"))
 
-    def standings(self, conversation: Conversation, request: gr.Request) -> str:
-        """Show how often who wins."""
-        return _standings(conversation, self.door.enter(request), Voice(request))
+    def standings(self, run: Any, request: gr.Request) -> str:
+        """Show how often who wins on the base of the adapter that is chosen."""
+        return _standings(run, self.door.enter(request), Voice(request))
 
     def pack(self, kind: str, request: gr.Request) -> Any:
         """Write the votes as a file for download."""
         try:
             return str(self.door.enter(request).judging.export(kind, fresh_folder()))  # type: ignore[arg-type]
         except StudioError as error:
-            sentence = escape(error.say(Voice(request).language))
-            raise gr.Error(sentence, print_exception=False) from error
+            raise render.toast(error, request) from error
 
     def _changed(
-        self, conversation: Conversation, studio: Studio, voice: Voice, said: str
+        self, conversation: Conversation, run: Any, studio: Studio, voice: Voice, *, said: str
     ) -> list[Any]:
         *buttons, _ = self.show(conversation, voice)
         titles = self._tell(conversation, voice)
-        note = _quiet(said) if said else ""
-        return [conversation, *titles, *buttons, note, _standings(conversation, studio, voice)]
+        note = render.quiet(said, is_news=True) if said else ""
+        return [conversation, *titles, *buttons, note, _standings(run, studio, voice)]
 
     def _refused(self, error: StudioError, voice: Voice) -> list[Any]:
         skipped = [gr.skip()] * (1 + len(self._titles) + len(self.shown))
@@ -168,8 +173,8 @@ class JudgePanel:
 
 
 def _casting(panel: JudgePanel, verdict: Verdict) -> Callable[..., list[Any]]:
-    def cast(conversation: Conversation, request: gr.Request) -> list[Any]:
-        return panel.vote(conversation, verdict, request)
+    def cast(conversation: Conversation, run: Any, request: gr.Request) -> list[Any]:
+        return panel.vote(conversation, run, verdict, request)
 
     return cast
 
@@ -181,17 +186,13 @@ def _exporting(panel: JudgePanel, kind: str) -> Callable[..., Any]:
     return export
 
 
-def _standings(conversation: Conversation, studio: Studio, voice: Voice) -> str:
-    base = conversation.base or None
+def _standings(run: Any, studio: Studio, voice: Voice) -> str:
     try:
+        base = studio.adapters.resolve(str(run)).source if run else None
         left_out = studio.judging.votes.unshared(base)
         return standings(studio.judging.win_rates(base), left_out, voice)
     except StudioError as error:
         return render.problem(error, voice)
-
-
-def _quiet(sentence: str) -> str:
-    return f'<p class="ls-quiet" role="status">{escape(sentence)}</p>'
 
 
 def _label(place: int, count: int, voice: Voice, *, hidden: bool) -> str:

@@ -16,9 +16,8 @@ from lora_studio.models.description import ModelInfo
 from lora_studio.recipe import AdapterSpec
 from lora_studio.ui import render
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.live import PLOTLY
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
 # Filled in by the browser.
 BRACES = {name: f"{{{name}}}" for name in ("r", "alpha", "d", "k", "few", "many", "saved", "scale")}
@@ -40,7 +39,7 @@ class LearnPanel:
         gr.Markdown(text("nf4_why"), elem_classes="ls-quiet")
         self.show = gr.Button(text("nf4_show"), size="sm", elem_id="nf4-show")
         self.status = gr.HTML(elem_id="nf4-status")
-        self.chart = _chart()
+        self.chart = view("nf4")
         for name in ANSWERS:
             with gr.Accordion(text(f"answer_{name}"), open=False, elem_id=f"answer-{name}"):
                 gr.Markdown(text(f"answer_{name}_text"), elem_classes="ls-answer")
@@ -74,14 +73,7 @@ class LearnPanel:
 
 def picture() -> gr.HTML:
     """Build the LoRA picture; its value is what `picture_value` returns."""
-    return gr.HTML(
-        value="",
-        elem_id="learn-picture",
-        html_template=(ASSETS / "learn.html").read_text(encoding="utf-8"),
-        js_on_load=(ASSETS / "learn.js").read_text(encoding="utf-8"),
-        container=False,
-        padding=False,
-    )
+    return view("learn", elem_id="learn-picture")
 
 
 def picture_value(info: ModelInfo | None, adapter: AdapterSpec, voice: Voice) -> str:
@@ -126,19 +118,6 @@ def picture_value(info: ModelInfo | None, adapter: AdapterSpec, voice: Voice) ->
         "words": words,
     }
     return json.dumps(seen, ensure_ascii=False)
-
-
-def _chart() -> gr.HTML:
-    gr.set_static_paths([str(PLOTLY)])
-    script = (ASSETS / "nf4.js").read_text(encoding="utf-8")
-    return gr.HTML(
-        value="",
-        elem_id="nf4",
-        html_template=(ASSETS / "nf4.html").read_text(encoding="utf-8"),
-        js_on_load=script.replace("PLOTLY_URL", f"gradio_api/file={PLOTLY}"),
-        container=False,
-        padding=False,
-    )
 
 
 def chart_value(found: Mapping[str, Any], voice: Voice) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.ui.language import Voice
-from lora_studio.ui.live import PLOTLY
-from lora_studio.wording import ASSETS
+from lora_studio.ui.view import view
 
 # Filled in by the browser.
 ROWS, COUNT, LENGTH = "{rows}", "{n}", "{length}"
@@ -21,16 +20,7 @@ ROWS, COUNT, LENGTH = "{rows}", "{n}", "{length}"
 
 def build() -> gr.HTML:
     """Build the component; its value is what `value` returns."""
-    gr.set_static_paths([str(PLOTLY)])
-    script = (ASSETS / "lengths.js").read_text(encoding="utf-8")
-    return gr.HTML(
-        value="",
-        elem_id="lengths",
-        html_template=(ASSETS / "lengths.html").read_text(encoding="utf-8"),
-        js_on_load=script.replace("PLOTLY_URL", f"gradio_api/file={PLOTLY}"),
-        container=False,
-        padding=False,
-    )
+    return view("lengths")
 
 
 def value(found: Mapping[str, Any], voice: Voice) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -17,7 +16,7 @@ from lora_studio.ui.library_sheet import sheet_view
 from lora_studio.ui.library_table import table_view
 from lora_studio.ui.library_together import chosen_value, together_view
 from lora_studio.ui.library_xray import value_of, xray_view
-from lora_studio.ui.outgoing import fresh_folder
+from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
 from lora_studio.ui.ship_panel import ShipPanel
 from lora_studio.ui.visitors import Door
 
@@ -41,13 +40,17 @@ class LibraryTab:
         self.xray = xray_view()
         self.ship = ShipPanel(door, self.sheet)
         self.adding = AddPanel(door)
-        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="library-file")
+        self.file = handed("library-file")
 
     def wire(self, token: gr.Textbox) -> None:
         """Tie the parts together; `token` is what the Hub is asked with."""
         self.table.select(
-            self.choose, self.sheet,
-            [self.sheet, self.together, self.xray, self.note, *self.ship.shown],
+            self.choose, self.sheet, [self.sheet, self.together, self.note],
+            show_progress="hidden", queue=False,
+        )  # fmt: skip
+        # However another entry was opened, nothing of the last one stays beside it.
+        self.sheet.change(
+            self.show, self.sheet, [self.xray, *self.ship.shown],
             show_progress="hidden", queue=False,
         )  # fmt: skip
         self.sheet.expand(
@@ -55,12 +58,10 @@ class LibraryTab:
             show_progress="hidden", concurrency_limit=None,
         )  # fmt: skip
         self.xray.apply(
-            self.shrink, None, [self.note, self.table, self.sheet, self.xray],
+            self.shrink, None, [self.note, self.table, self.sheet],
             show_progress="hidden", concurrency_limit=None,
         )  # fmt: skip
-        self.sheet.download(self.pack, None, self.file, show_progress="hidden").then(
-            None, js="() => document.querySelector('#library-file').click()"
-        )
+        hand_out(self.sheet.download(self.pack, None, self.file, show_progress="hidden"), self.file)
         self.ship.wire(token)
         panel = self.adding
         panel.go.click(
@@ -74,9 +75,12 @@ class LibraryTab:
         opened, chosen = _text(event, "open"), getattr(event, "chosen", None)
         ids = [one for one in chosen if isinstance(one, str)] if isinstance(chosen, list) else []
         if opened == shown:
-            unchanged = [gr.skip()] * len(self.ship.shown)
-            return gr.skip(), chosen_value(ids), gr.skip(), gr.skip(), *unchanged
-        return opened, chosen_value(ids), "", "", *self.ship.show(opened)
+            return gr.skip(), chosen_value(ids), gr.skip()
+        return opened, chosen_value(ids), ""
+
+    def show(self, opened: Any) -> list[Any]:
+        """Return what stands beside an entry that was just opened: nothing yet but the panel."""
+        return ["", *self.ship.show(str(opened or ""))]
 
     def look(self, token: Any, event: gr.EventData, request: gr.Request) -> Iterator[Any]:
         """Look into an adapter, with progress."""
@@ -100,13 +104,13 @@ class LibraryTab:
         try:
             for news in studio.shrinking.shrink(name, rank if isinstance(rank, int) else 0):
                 if "stage" in news:
-                    yield render.stage(news, voice), skip, skip, skip
+                    yield render.stage(news, voice), skip, skip
                 elif "result" in news:
                     found = news["result"]
                     new = found["id"]
-                    yield render.note(_made(found, voice), "good"), new, new, ""
+                    yield render.note(_made(found, voice), "good"), new, new
         except StudioError as error:
-            yield render.problem(error, voice), skip, skip, skip
+            yield render.problem(error, voice), skip, skip
 
     def pack(self, event: gr.EventData, request: gr.Request) -> str:
         """Zip an adapter for download."""
@@ -114,8 +118,7 @@ class LibraryTab:
             studio = self.door.enter(request)
             return str(studio.adapters.archive(_text(event, "id"), fresh_folder()))
         except StudioError as error:
-            said = escape(error.say(Voice(request).language))
-            raise gr.Error(said, print_exception=False) from error
+            raise render.toast(error, request) from error
 
 
 def _made(found: Mapping[str, Any], voice: Voice) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -11,12 +10,12 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.library.entries import Entry
 from lora_studio.studio import Studio
-from lora_studio.ui import numbers
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice
-from lora_studio.ui.library_table import Answer, endpoint, rank, status, when
+from lora_studio.ui.library_table import Answer, endpoint, rank, status
 from lora_studio.ui.measured import measured
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
 WORDS = (
     "name", "name_hint", "note", "note_hint", "tags", "tags_hint", "star", "unstar", "close",
@@ -30,18 +29,8 @@ def sheet_view(door: Door) -> gr.HTML:
     It asks the page to compare (`submit`), to reuse settings (`retry`), to hand out a zip
     (`download`) and to look into the adapter (`expand`).
     """
-    return gr.HTML(
-        value="",
-        elem_id="library-sheet",
-        html_template=(ASSETS / "library_sheet.html").read_text(encoding="utf-8"),
-        js_on_load=(ASSETS / "library_sheet.js").read_text(encoding="utf-8"),
-        server_functions=[
-            endpoint(door, "described", described),
-            endpoint(door, "say", _say),
-        ],
-        container=False,
-        padding=False,
-    )
+    functions = [endpoint(door, "described", described), endpoint(door, "say", _say)]
+    return view("library_sheet", functions=functions)
 
 
 def described(studio: Studio, query: Mapping[str, Any], voice: Voice) -> Answer:
@@ -92,8 +81,7 @@ def _measured(studio: Studio, entry: Entry, voice: Voice) -> str:
         found = studio.measurements.read_all(entry.id)
     except StudioError:
         return ""
-    none = f'<p class="ls-quiet">{escape(voice("measure_none"))}</p>'
-    return measured(found, entry.name, voice) or none
+    return measured(found, entry.name, voice) or render.quiet(voice("measure_none"))
 
 
 def _facts(entry: Entry, voice: Voice) -> list[list[str]]:
@@ -109,7 +97,7 @@ def _facts(entry: Entry, voice: Voice) -> list[list[str]]:
         (voice("library_loss"), "" if facts.loss is None else f"{facts.loss:.3f}"),
         (voice("library_sorts"), labels),
         (voice("library_bytes"), numbers.size(facts.bytes)),
-        (voice("library_created"), when(facts.created)),
+        (voice("library_created"), numbers.moment(facts.created)),
     ]
     return [[label, value] for label, value in items if value]
 

@@ -5,7 +5,6 @@ Every function offered to the browser is a public endpoint and checks its argume
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +17,8 @@ from lora_studio.library.trash import Deleted
 from lora_studio.studio import Studio
 from lora_studio.ui import numbers
 from lora_studio.ui.language import Voice
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
 Answer = dict[str, Any]
 Act = Callable[[Studio, Mapping[str, Any], Voice], Answer]
@@ -46,15 +45,8 @@ def table_view(door: Door) -> gr.HTML:
         "empty": _empty,
         "room": room,
     }
-    return gr.HTML(
-        value="",
-        elem_id="library",
-        html_template=(ASSETS / "library.html").read_text(encoding="utf-8"),
-        js_on_load=(ASSETS / "library.js").read_text(encoding="utf-8"),
-        server_functions=[endpoint(door, name, act) for name, act in acts.items()],
-        container=False,
-        padding=False,
-    )
+    functions = [endpoint(door, name, act) for name, act in acts.items()]
+    return view("library", functions=functions)
 
 
 def endpoint(door: Door, name: str, act: Act) -> Callable[..., Answer]:
@@ -106,7 +98,6 @@ def row(entry: Entry, voice: Voice) -> Answer:
     facts = entry.facts
     return {
         "id": entry.id,
-        "kind": entry.kind,
         "name": entry.name,
         "star": entry.about.star,
         "tags": list(entry.about.tags),
@@ -117,7 +108,7 @@ def row(entry: Entry, voice: Voice) -> Answer:
         "steps": "" if facts.steps is None else f"{facts.steps:,}",
         "loss": "" if facts.loss is None else f"{facts.loss:.3f}",
         "bytes": numbers.size(facts.bytes),
-        "created": when(facts.created),
+        "created": numbers.moment(facts.created),
         "status": status(entry, voice),
         "fixed": entry.kind == "recorded",
     }
@@ -142,11 +133,6 @@ def status(entry: Entry, voice: Voice) -> str:
     return voice(f"library_from_{kind}")
 
 
-def when(seconds: float) -> str:
-    """Return a time as `2026-11-22 21:30`, the same in every language."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
 def ids_of(query: Mapping[str, Any]) -> list[str]:
     """Return the ids that a browser names, each once; what is no text is nobody's."""
     said = query.get("ids")
@@ -166,7 +152,7 @@ def _tag(studio: Studio, query: Mapping[str, Any], voice: Voice) -> Answer:
 
 
 def _remove(studio: Studio, query: Mapping[str, Any], voice: Voice) -> Answer:
-    names = [studio.library.entry(one).name for one in ids_of(query)]
+    names = [entry.name for entry in studio.library.chosen(ids_of(query))]
     keys = studio.library.delete(ids_of(query))
     told = voice("library_deleted", names=", ".join(names[:3]), count=len(names))
     return {"told": told, "keys": keys}
@@ -205,5 +191,7 @@ def room(studio: Studio, _query: Mapping[str, Any], voice: Voice) -> Answer:
 
 
 def _thrown(one: Deleted, voice: Voice) -> Answer:
-    about = voice("library_thrown", when=when(one.deleted_at), size=numbers.size(one.bytes))
+    about = voice(
+        "library_thrown", when=numbers.moment(one.deleted_at), size=numbers.size(one.bytes)
+    )
     return {"key": one.key, "name": one.name, "about": about}

@@ -13,11 +13,11 @@ from lora_studio.errors import StudioError
 from lora_studio.library.together import Difference
 from lora_studio.recipes.command import in_one_line
 from lora_studio.studio import Studio
+from lora_studio.ui import milestones
 from lora_studio.ui.language import Voice
 from lora_studio.ui.library_table import Answer, endpoint, ids_of
-from lora_studio.ui.live import PLOTLY
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
 MOST_CHARS = 200
 """Of a setting's value in a cell."""
@@ -31,22 +31,12 @@ BRACES = {name: f"{{{name}}}" for name in ("name", "loss", "held_out")}
 
 def together_view(door: Door) -> gr.HTML:
     """Build the panel; its value is the ids of the runs it shows, as JSON."""
-    gr.set_static_paths([str(PLOTLY)])
-    script = (ASSETS / "library_together.js").read_text(encoding="utf-8")
-    return gr.HTML(
-        value="",
-        elem_id="library-together",
-        html_template=(ASSETS / "library_together.html").read_text(encoding="utf-8"),
-        js_on_load=script.replace("PLOTLY_URL", f"gradio_api/file={PLOTLY}"),
-        server_functions=[endpoint(door, "beside", beside)],
-        container=False,
-        padding=False,
-    )
+    return view("library_together", functions=[endpoint(door, "beside", beside)])
 
 
 def beside(studio: Studio, query: Mapping[str, Any], voice: Voice) -> Answer:
     """Return what is seen of several runs at once; adapters from elsewhere have no history."""
-    chosen = [studio.library.entry(one) for one in ids_of(query)]
+    chosen = studio.library.chosen(ids_of(query))
     runs = [entry for entry in chosen if entry.kind != "adapter"]
     if len(runs) < 2:
         raise StudioError("library.too_few_together")
@@ -86,5 +76,4 @@ def _said(answer: tuple[int, str] | None, voice: Voice) -> Answer | None:
     if answer is None:
         return None
     step, text = answer
-    return {"when": voice("live_at_step", step=step) if step else voice("live_before"),
-            "text": text}  # fmt: skip
+    return {"when": milestones.when(step, voice), "text": text}

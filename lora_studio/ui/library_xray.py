@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.library.shrunk import predicted_bytes, predicted_error
+from lora_studio.library.shrunk import predicted_bytes, predicted_errors, squares
 from lora_studio.ui import numbers
 from lora_studio.ui.language import Voice
-from lora_studio.wording import ASSETS
+from lora_studio.ui.view import view
 
 SPECTRUM = 64
 """So many directions are drawn; those beyond are lost in the picture."""
@@ -23,14 +23,7 @@ BRACES = {name: f"{{{name}}}" for name in ("rank", "error", "size", "module", "s
 
 def xray_view() -> gr.HTML:
     """Build the picture; its value is what `value_of` returns. Its `apply` asks to shrink."""
-    return gr.HTML(
-        value="",
-        elem_id="library-xray",
-        html_template=(ASSETS / "library_xray.html").read_text(encoding="utf-8"),
-        js_on_load=(ASSETS / "library_xray.js").read_text(encoding="utf-8"),
-        container=False,
-        padding=False,
-    )
+    return view("library_xray")
 
 
 def value_of(name: str, shown: str, weights_bytes: int, found: Mapping[str, Any],
@@ -46,10 +39,9 @@ def value_of(name: str, shown: str, weights_bytes: int, found: Mapping[str, Any]
     """
     modules = found["modules"]
     places = [place(module["name"]) for module in modules]
-    highest = found["rank"]
+    highest, errors = found["rank"], predicted_errors(modules)
     seen = {
         "id": name,
-        "rank": highest,
         "effective": found["effective_rank"],
         "parts": list(dict.fromkeys(part for part, _ in places)),
         "layers": sorted({layer for _, layer in places if layer is not None}),
@@ -69,7 +61,7 @@ def value_of(name: str, shown: str, weights_bytes: int, found: Mapping[str, Any]
         "ranks": [
             {
                 "rank": rank,
-                "error": numbers.percent(predicted_error(modules, rank)),
+                "error": numbers.percent(errors[min(rank, len(errors) - 1)]),
                 "size": numbers.size(predicted_bytes(modules, rank, weights_bytes)),
             }
             for rank in range(1, highest)
@@ -91,13 +83,9 @@ def place(name: str) -> tuple[str, int | None]:
 
 def _shares(modules: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return what each direction, the largest first, has of the change's square; they sum to 1."""
-    longest = max((len(module["singular_values"]) for module in modules), default=0)
-    squares = [0.0] * longest
-    for module in modules:
-        for at, value in enumerate(module["singular_values"]):
-            squares[at] += value**2
-    whole = sum(squares)
-    return [round(square / whole, 5) if whole else 0.0 for square in squares]
+    found = squares(modules)
+    whole = sum(found)
+    return [round(square / whole, 5) if whole else 0.0 for square in found]
 
 
 def _words(shown: str, found: Mapping[str, Any], voice: Voice) -> dict[str, str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import plotly
 
 from lora_studio.errors import RunError
 from lora_studio.runs.history import History
@@ -22,10 +21,9 @@ from lora_studio.ui import concerns, milestones, numbers
 from lora_studio.ui.confusion import confusion
 from lora_studio.ui.language import Voice
 from lora_studio.ui.render import stage_sentence
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 APP = secrets.token_hex(4)
 """Another one after each start of the app, so that an open tab notices."""
 MOST_POINTS = 2000
@@ -42,17 +40,7 @@ WORDS = (
 
 def live_view(door: Door) -> gr.HTML:
     """Build the component; its value is the id of the run it shows, empty for none."""
-    gr.set_static_paths([str(PLOTLY)])
-    script = (ASSETS / "live.js").read_text(encoding="utf-8")
-    return gr.HTML(
-        value="",
-        elem_id="live",
-        html_template=(ASSETS / "live.html").read_text(encoding="utf-8"),
-        js_on_load=script.replace("PLOTLY_URL", f"gradio_api/file={PLOTLY}"),
-        server_functions=[_delta(door), _log_tail(door)],
-        container=False,
-        padding=False,
-    )
+    return view("live", functions=[_delta(door), _log_tail(door)])
 
 
 def _delta(door: Door) -> Callable[..., dict[str, Any]]:
@@ -123,10 +111,10 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
         ],
         "samples": [
             {name: entry[name] for name in ("step", "prompt", "answer")}
-            | {"when": _when(entry["step"], voice)}
+            | {"when": milestones.when(entry["step"], voice)}
             for entry in history.samples[start[2] :]
         ],
-        "when": _when(history.step, voice),
+        "when": milestones.when(history.step, voice),
         "sorts": bool(history.plan.get("labels")),
         **milestones.marks(history),
         **state(history, voice),
@@ -136,10 +124,6 @@ def news(history: History, cursor: Sequence[int], voice: Voice) -> dict[str, Any
     if not any(start):
         answer["words"] = {word: voice(f"live_{word}") for word in WORDS}
     return answer
-
-
-def _when(step: int, voice: Voice) -> str:
-    return voice("live_at_step", step=step) if step else voice("live_before")
 
 
 def state(history: History, voice: Voice) -> dict[str, Any]:

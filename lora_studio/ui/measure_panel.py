@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.measuring.wanted import Wanted
-from lora_studio.ui import numbers, render
-from lora_studio.ui.controls import slider
+from lora_studio.ui import render
+from lora_studio.ui.controls import ENGINE, slider, start_and_stop
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.measured import measured
-from lora_studio.ui.visitors import Door
+from lora_studio.ui.visitors import Door, asker
+
+PLACE = "measure"
 
 
 class MeasurePanel:
@@ -41,13 +43,7 @@ class MeasurePanel:
                     placeholder=text("measure_match_hint"), elem_id="measure-match", min_width=220,
                 )  # fmt: skip
             with gr.Row(elem_classes="ls-line"):
-                self.start = gr.Button(
-                    text("measure_start"), variant="primary", elem_id="measure-start", scale=0,
-                    min_width=140,
-                )  # fmt: skip
-                self.stop = gr.Button(
-                    text("stop"), elem_id="measure-stop", scale=0, min_width=110, interactive=False
-                )
+                self.start, self.stop = start_and_stop("measure_start")
             self.note = gr.HTML(elem_id="measure-note", padding=False)
             self.found = gr.HTML(elem_id="measure-found", padding=False)
             # The adapter that was measured last: another may be chosen by then.
@@ -58,7 +54,7 @@ class MeasurePanel:
         measuring = self.start.click(
             self.measure, [run, self.rows, self.answers, self.match],
             [self.found, self.note, self.start, self.stop, self.last],
-            concurrency_id="gpu", concurrency_limit=None, show_progress="hidden",
+            **ENGINE,
         )  # fmt: skip
         measuring.success(
             self.settle, [run, self.last], [self.found, self.note], show_progress="hidden"
@@ -100,22 +96,22 @@ class MeasurePanel:
         yield gr.skip(), render.busy(voice("compare_loading")), *busy
         unchanged = [gr.skip()] * 3
         try:
-            wanted = _wanted(rows, answers, match)
-            for event in studio.measurements.evaluate(str(run), wanted):
+            wanted, who = _wanted(rows, answers, match), asker(request, PLACE)
+            for event in studio.measurements.evaluate(str(run), wanted, asker=who):
                 if "result" in event:
                     known = studio.measurements.read_all(str(run))
                     others = (one for one in known if one.rows_of)
                     found = measured([event["result"], *others], str(run), voice)
                     yield found, "", *ready[:2], str(run)
                 else:
-                    told = _progress(event, str(run), voice)
+                    told = render.waiting(event, voice, of=str(run))
                     yield gr.skip(), told, *unchanged
         except StudioError as error:
             yield gr.skip(), render.problem(error, voice), *ready
 
     def halt(self, request: gr.Request) -> tuple[Any, ...]:
         """End the measurement; what was measured before stays."""
-        self.door.enter(request).measurements.stop()
+        self.door.enter(request).measurements.stop(asker(request, PLACE))
         sentence = StudioError("measuring.stopped").say(Voice(request).language)
         ready = gr.Button(interactive=True), gr.Button(interactive=False)
         return render.note(sentence, "warn"), *ready
@@ -131,15 +127,3 @@ def _wanted(rows: Any, answers: Any, match: Any) -> Wanted:
         return Wanted(rows=int(rows), answers=int(answers), match=str(match or "").strip())
     except (TypeError, ValueError, OverflowError) as error:
         raise StudioError("page.measure_no_number") from error
-
-
-def _progress(event: Mapping[str, Any], name: str, voice: Voice) -> str:
-    """Return how far the measurement of an adapter is, which need not be the one chosen now."""
-    if "place" in event:
-        return render.waiting(event, voice)
-    sentence = f"{name}: {render.stage_sentence(event, voice)}"
-    if event.get("seconds_left") is not None:
-        time = numbers.duration(event["seconds_left"], voice.language)
-        sentence = voice("batch_left", progress=sentence, time=time)
-    total = event["total"]
-    return render.busy(sentence, event["done"] / total if total else None)

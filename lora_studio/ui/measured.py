@@ -8,9 +8,11 @@ from html import escape
 
 from lora_studio.measuring.measurements import Compared, Measured
 from lora_studio.measuring.remarks import remarks
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice
 from lora_studio.wording import say
 
+HEADS = ("measure_what", "base_side", "measure_adapter", "measure_interval")
 SHARES = ("exact", "rouge_l", "match", "accuracy", "f1")
 """Scores from 0 to 1; they are shown in percent."""
 LESS_IS_BETTER = ("loss",)
@@ -24,16 +26,11 @@ def measured(found: Iterable[Measured], name: str, voice: Voice) -> str:
 def _block(found: Measured, name: str, voice: Voice) -> str:
     """Return one measurement: a table, and beneath it the verdicts."""
     rows = "".join(_row(*score, voice) for score in _scores(found))
-    heads = "".join(
-        f"<th>{escape(voice(key))}</th>"
-        for key in ("measure_what", "base_side", "measure_adapter", "measure_interval")
+    heads = map(voice, HEADS)
+    table = render.table(heads, rows) if rows else ""
+    sentences = (
+        say(key, voice.language, **values) for key, values in remarks(found, voice.language)
     )
-    table = (
-        f'<table class="ls-wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-        if rows
-        else ""
-    )
-    sentences = (say(key, voice.language, **values) for key, values in remarks(found))
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     about = {"name": name, "when": _when(found.measured_at)}
     head = (
@@ -47,7 +44,7 @@ def _block(found: Measured, name: str, voice: Voice) -> str:
 def _when(measured_at: str) -> str:
     """Return a time of a file, in UTC, as that of the clock here."""
     try:
-        return f"{datetime.fromisoformat(measured_at).astimezone():%Y-%m-%d %H:%M}"
+        return numbers.moment(datetime.fromisoformat(measured_at).timestamp())
     except ValueError:
         return measured_at
 

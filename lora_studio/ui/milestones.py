@@ -8,6 +8,11 @@ from lora_studio.runs.history import History
 from lora_studio.ui.language import Voice
 
 
+def when(step: int, voice: Voice) -> str:
+    """Return which step something is of; what a run starts from is said to be before it."""
+    return voice("live_at_step", step=step) if step else voice("live_before")
+
+
 def marks(history: History) -> dict[str, Any]:
     """Return what the chart marks: step and loss of the best, and the step of an early end.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from lora_studio.wording import say
 
 
@@ -34,3 +36,12 @@ def duration(seconds: float, language: str) -> str:
     if seconds < 3600:
         return say("page.minutes", language, m=seconds // 60, s=seconds % 60)
     return say("page.hours", language, h=seconds // 3600, m=seconds % 3600 // 60)
+
+
+def moment(seconds: float) -> str:
+    """Return a time as `2026-11-22 21:30`, the same in every language.
+
+    Args:
+        seconds: Since 1970, UTC.
+    """
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

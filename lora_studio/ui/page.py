@@ -45,7 +45,10 @@ def build_page(studio: Studio) -> gr.Blocks:
         )  # fmt: skip
         page.load(train.restore, train.draft, train.restored(), show_progress="hidden")
         page.load(compare.refreshed, compare.run, compare.run, show_progress="hidden")
-        compare_tab.select(compare.refreshed, compare.run, compare.run, show_progress="hidden")
+        compare_tab.select(
+            compare.come_back, [compare.run, *compare.offered], [compare.run, *compare.offered],
+            show_progress="hidden",
+        )  # fmt: skip
 
         def lead(request: gr.Request, run: Any) -> tuple[Any, Any]:
             return gr.Tabs(selected=COMPARE), compare.choices(request, str(run))

@@ -7,7 +7,7 @@ from html import escape
 
 from lora_studio.models.accounting import ModuleCount, ParameterCount
 from lora_studio.models.description import CLASS_HEAD
-from lora_studio.ui import numbers
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice
 
 
@@ -23,7 +23,7 @@ def table(count: ParameterCount, voice: Voice) -> str:
         '<div class="ls-scroll"><table class="ls-table ls-parameters">'
         f"<thead><tr>{titles}</tr></thead><tbody>{rows}</tbody>"
         f"<tfoot>{_sum(count, voice)}</tfoot></table></div>"
-        f'<p class="ls-quiet">{escape(_sentence(count, voice))}</p>'
+        f"{render.quiet(_sentence(count, voice))}"
     )
 
 

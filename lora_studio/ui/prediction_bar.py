@@ -12,7 +12,7 @@ import gradio as gr
 from lora_studio.prediction.estimate import Estimate
 from lora_studio.prediction.fixes import Fix
 from lora_studio.prediction.memory import ERRORS, PARTS
-from lora_studio.ui import numbers
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice
 
 # A click on a change is the component's click, with the change's settings.
@@ -63,7 +63,7 @@ def memory(estimate: Estimate, fixes: Sequence[Fix], voice: Voice) -> str:
     return (
         f'<section class="ls-memory">{_bar(estimate, voice)}{_legend(estimate, voice)}'
         f"{verdict(estimate, voice)}{_fixes(estimate, fixes, voice)}"
-        f'<p class="ls-quiet">{escape(quality(estimate.place.device, voice))}</p></section>'
+        f"{render.quiet(quality(estimate.place.device, voice))}</section>"
     )
 
 
@@ -147,7 +147,7 @@ def _fixes(estimate: Estimate, fixes: Sequence[Fix], voice: Voice) -> str:
     if estimate.verdict != "will_not_fit":
         return ""
     if not fixes:
-        return f'<p class="ls-quiet">{escape(voice("no_fix"))}</p>'
+        return render.quiet(voice("no_fix"))
     buttons = "".join(
         f'<button type="button" class="ls-fix"'
         f' data-changes="{escape(json.dumps(fix.changes), quote=True)}">'

@@ -12,6 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.judging.blind import letter
 from lora_studio.ui import render
 from lora_studio.ui.compare_panes import name_of
+from lora_studio.ui.controls import ENGINE
 from lora_studio.ui.conversation import Conversation
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
@@ -39,8 +40,7 @@ class PromptPanel:
     def showing(self) -> dict[str, Any]:
         """An event's settings after which the prompt is that of the last question."""
         return {
-            "fn": self.show, "inputs": self._asked, "outputs": self.seen,
-            "concurrency_id": "gpu", "concurrency_limit": None, "show_progress": "hidden",
+            "fn": self.show, "inputs": self._asked, "outputs": self.seen, **ENGINE,
         }  # fmt: skip
 
     def show(
@@ -53,7 +53,7 @@ class PromptPanel:
             yield gr.skip()
             return
         if not run or not asked.questions:
-            yield f'<p class="ls-quiet">{escape(voice("prompt_none"))}</p>'
+            yield render.quiet(voice("prompt_none"))
             return
         try:
             for event in self.door.enter(request).answers.render(str(run), asked.panes()):
@@ -100,4 +100,4 @@ def _prompt(one: Mapping[str, Any], voice: Voice) -> str:
         length += " · " + voice("prompt_cut", n=f"{one['cut']:,}")
         over = f"<del>{escape(cut)}</del>"
     shown = f'<pre class="ls-raw">{escape(one["text"].removesuffix(cut))}{over}</pre>'
-    return f'<p class="ls-quiet">{escape(length)}</p>{shown}'
+    return render.quiet(length) + shown

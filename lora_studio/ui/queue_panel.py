@@ -18,8 +18,8 @@ from lora_studio.models.sources import hub_name
 from lora_studio.runs.folder import RunFolder
 from lora_studio.studio import Studio
 from lora_studio.ui.language import Voice
+from lora_studio.ui.view import view
 from lora_studio.ui.visitors import Door
-from lora_studio.wording import ASSETS
 
 Answer = dict[str, Any]
 Change = Callable[[Studio, str, Voice], str]
@@ -28,15 +28,7 @@ Change = Callable[[Studio, str, Voice], str]
 
 def queue_view(door: Door) -> gr.HTML:
     """Build the list; its `tick` tells that a start would begin to wait, or no longer would."""
-    return gr.HTML(
-        value="",
-        elem_id="queue",
-        html_template=(ASSETS / "queue.html").read_text(encoding="utf-8"),
-        js_on_load=(ASSETS / "queue.js").read_text(encoding="utf-8"),
-        server_functions=[_line(door), _move(door), _leave(door)],
-        container=False,
-        padding=False,
-    )
+    return view("queue", functions=[_line(door), _move(door), _leave(door)])
 
 
 def _line(door: Door) -> Callable[..., Answer]:

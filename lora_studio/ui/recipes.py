@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -17,10 +16,10 @@ from lora_studio.recipes.command import in_one_line, train_settings
 from lora_studio.recipes.diff import Change, changes
 from lora_studio.recipes.library import Saved
 from lora_studio.studio import Studio
-from lora_studio.ui import render
+from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice, text
-from lora_studio.ui.outgoing import fresh_folder
-from lora_studio.ui.run_panel import toast
+from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
+from lora_studio.ui.render import toast
 from lora_studio.ui.visitors import Door
 
 SAVED, RUN = "saved:", "run:"
@@ -76,7 +75,7 @@ class RecipePanel:
             interactive=False, visible=False, max_lines=18, wrap_lines=True, show_label=False,
             show_line_numbers=False, buttons=["copy"], elem_id="recipes-code",
         )  # fmt: skip
-        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="recipes-file")
+        self.file = handed("recipes-file")
 
     def _lay_out_diff(self) -> None:
         with gr.Row(elem_classes="ls-line"):
@@ -140,9 +139,10 @@ class RecipePanel:
         code = [self.code, self.exported]
         self.script.click(self.show_script, list(inputs), code, show_progress="hidden")
         self.command.click(self.show_command, list(inputs), code, show_progress="hidden")
-        self.pack.click(
+        packing = self.pack.click(
             self.write_zip, [token, *inputs], [self.file, self.exported], show_progress="hidden"
-        ).success(None, js="() => document.querySelector('#recipes-file').click()")
+        )
+        hand_out(packing, self.file)
 
     # Handlers
 
@@ -270,7 +270,7 @@ class RecipePanel:
 
 def label(saved: Saved, voice: Voice) -> str:
     """Return a saved recipe's name with its date, or that it cannot be read."""
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.saved_at))
+    when = numbers.moment(saved.saved_at)
     return f"{saved.name} · {voice('recipes_broken') if saved.problem else when}"
 
 

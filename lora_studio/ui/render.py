@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from lora_studio.errors import StudioError
 from lora_studio.models.accounting import ParameterCount
 from lora_studio.models.description import ModelInfo
+from lora_studio.models.hub import IN_BYTES
 from lora_studio.ui import numbers
 from lora_studio.ui.language import Voice
-from lora_studio.wording import table
+from lora_studio.wording import table as words
 
 
 def note(text: str, kind: str = "bad") -> str:
@@ -24,29 +27,61 @@ def problem(error: StudioError, voice: Voice) -> str:
     return note(error.say(voice.language))
 
 
+def toast(error: StudioError, request: gr.Request) -> gr.Error:
+    """Return an error as the page shows it: a sentence, no traceback."""
+    return gr.Error(escape(error.say(Voice(request).language)), print_exception=False)
+
+
+def quiet(sentence: str, *, is_news: bool = False) -> str:
+    """Return a sentence in the quiet colour; news is read out to who cannot see the page."""
+    role = ' role="status"' if is_news else ""
+    return f'<p class="ls-quiet"{role}>{escape(sentence)}</p>'
+
+
+def table(heads: Iterable[str], rows: str) -> str:
+    """Return a table with titles above rows that are HTML."""
+    titles = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    return f'<table class="ls-wins"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>'
+
+
 def busy(text: str, share: float | None = None) -> str:
     """Return what is being done, with a bar where its share is known."""
     bar = "" if share is None else f'<div class="ls-bar"><i style="width:{share:.0%}"></i></div>'
     return f'<div class="ls-busy" role="status">{escape(text)}{bar}</div>'
 
 
-def stage(event: Mapping[str, Any], voice: Voice) -> str:
-    """Return a `{"stage", "done", "total"}` event as a sentence with a bar."""
-    done, total = event["done"], event["total"]
-    return busy(stage_sentence(event, voice), done / total if total else None)
+def stage(event: Mapping[str, Any], voice: Voice, *, of: str = "") -> str:
+    """Return a `{"stage", "done", "total"}` event as a sentence with a bar.
+
+    Args:
+        event: May also say `seconds_left`.
+        voice: Speaks to the person.
+        of: What the sentence begins with: whose work it is, where that is not plain.
+    """
+    sentence = stage_sentence(event, voice)
+    return timed(f"{of}: {sentence}" if of else sentence, event, voice)
 
 
-def waiting(event: Mapping[str, Any], voice: Voice) -> str:
-    """Return what is waited for: a stage, or those who are before (`{"place"}`)."""
+def timed(sentence: str, event: Mapping[str, Any], voice: Voice) -> str:
+    """Return a sentence with a bar, and with how long it will take where an event says that."""
+    done, total, left = event["done"], event["total"], event.get("seconds_left")
+    if left is not None and done < total:
+        time = numbers.duration(left, voice.language)
+        sentence = voice("batch_left", progress=sentence, time=time)
+    return busy(sentence, done / total if total else None)
+
+
+def waiting(event: Mapping[str, Any], voice: Voice, *, of: str = "") -> str:
+    """Return what is waited for: a stage (see there), or those who are before (`{"place"}`)."""
     if "place" in event:
         return busy(voice("compare_place", before=event["place"]))
-    return stage(event, voice)
+    return stage(event, voice, of=of)
 
 
 def stage_sentence(event: Mapping[str, Any], voice: Voice) -> str:
     """Return what is being prepared, with how far it is where that is known."""
     stage = f"stage_{event.get('stage', 'start')}"
-    sentence = voice(stage if f"page.{stage}" in table() else "stage_start")
+    sentence = voice(stage if f"page.{stage}" in words() else "stage_start")
     done, total = event.get("done", 0), event.get("total", 0)
     if done and event["stage"] == "tokenize":  # all rows are known only when all are read
         if not total:
@@ -54,7 +89,7 @@ def stage_sentence(event: Mapping[str, Any], voice: Voice) -> str:
         return voice("rows_about", sentence=sentence, done=f"{done:,}", total=f"{total:,}")
     if not total:
         return sentence
-    if event["stage"] == "download":
+    if event["stage"] in IN_BYTES:
         return f"{sentence} {numbers.size(done)} / {numbers.size(total)}"
     return f"{sentence} {done:,} / {total:,}"
 

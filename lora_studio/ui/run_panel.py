@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -13,10 +12,12 @@ from lora_studio.errors import RunError, StudioError
 from lora_studio.runs.history import History
 from lora_studio.studio import Studio
 from lora_studio.ui import concerns
+from lora_studio.ui.controls import button
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.live import live_view
-from lora_studio.ui.outgoing import fresh_folder
+from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
 from lora_studio.ui.queue_panel import queue_view
+from lora_studio.ui.render import toast
 from lora_studio.ui.visitors import Door
 
 
@@ -30,17 +31,17 @@ class RunPanel:
         self.door = door
         with gr.Row(elem_id="run-bar", elem_classes="ls-line", visible=False) as self.bar:
             self.run = gr.Dropdown([], label=text("run"), scale=3, elem_id="run", min_width=200)
-            self.keep = _button("stop_keep")
-            self.pause = _button("stop_pause")
-            self.discard = _button("stop_discard")
-            self.sure = _button("stop_sure", "stop")
-            self.no = _button("stop_not")
-            self.leave = _button("stop_leave")
-            self.resume = _button("resume", "primary")
-            self.compare = _button("compare_now", "primary")
-            self.download = _button("download")
-            self.reuse = _button("reuse")
-        self.file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="download-file")
+            self.keep = button("stop_keep", visible=False)
+            self.pause = button("stop_pause", visible=False)
+            self.discard = button("stop_discard", visible=False)
+            self.sure = button("stop_sure", visible=False, variant="stop")
+            self.no = button("stop_not", visible=False)
+            self.leave = button("stop_leave", visible=False)
+            self.resume = button("resume", visible=False, variant="primary")
+            self.compare = button("compare_now", visible=False, variant="primary")
+            self.download = button("download", visible=False)
+            self.reuse = button("reuse", visible=False)
+        self.file = handed("download-file")
         self.queue = queue_view(door)
         self.live = live_view(door)
         with gr.Accordion(
@@ -88,9 +89,7 @@ class RunPanel:
         self.sure.click(self.stop_discarding, self.run, None)
         self.leave.click(self.leave_queue, self.run, None)
         self.live.click(self.retry, None, self.run, show_progress="hidden")
-        self.download.click(self.pack, self.run, self.file).then(
-            None, js="() => document.querySelector('#download-file').click()"
-        )
+        hand_out(self.download.click(self.pack, self.run, self.file), self.file)
 
     def watch(self, run: Any, shown: Any, request: gr.Request) -> Any:
         """Show the buttons that make sense for the run as it stands; change nothing if they do."""
@@ -203,19 +202,3 @@ def _asking(*, sure: bool) -> tuple[gr.Button, ...]:
     """Return the buttons of a running run: what can be asked, or whether it is meant."""
     asks, answers = gr.Button(visible=not sure), gr.Button(visible=sure)
     return asks, asks, asks, answers, answers
-
-
-def toast(error: StudioError, request: gr.Request) -> gr.Error:
-    """Return an error as the page shows it: a sentence, no traceback."""
-    return gr.Error(escape(error.say(Voice(request).language)), print_exception=False)
-
-
-def _button(name: str, variant: Any = "secondary") -> gr.Button:
-    return gr.Button(
-        text(name),
-        visible=False,
-        variant=variant,
-        elem_id=name.replace("_", "-"),
-        scale=0,
-        min_width=140,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.exports.orders import DTYPES, FORMS, QUANTIZATIONS
 from lora_studio.ui import render, shipped
+from lora_studio.ui.controls import button, start_and_stop
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
 from lora_studio.wording import LANGUAGES, say
@@ -43,8 +45,7 @@ class ShipPanel:
                     list(QUANTIZATIONS), value="q8_0", label=text("ship_quantization"),
                     elem_id="ship-quantization", min_width=160, visible=False,
                 )  # fmt: skip
-                self.start = _button("ship_start", "primary")
-                self.stop = _button("stop", interactive=False)
+                self.start, self.stop = start_and_stop("ship_start")
             self.note = gr.HTML(elem_id="ship-note", padding=False)
             self.found = gr.HTML(elem_id="ship-found", padding=False)
             signs_in = door.main.settings.signs_in
@@ -61,8 +62,8 @@ class ShipPanel:
             with gr.Row(elem_classes="ls-line"):
                 if signs_in:
                     _sign_in()
-                self.look = _button("push_look")
-                self.push = _button("push_start", "primary")
+                self.look = button("push_look")
+                self.push = button("push_start", variant="primary")
             self.said = gr.HTML(elem_id="push-said", padding=False)
             with gr.Accordion(text("snippets"), open=False, elem_id="snippets") as self.more:
                 self.snippets = gr.HTML(elem_id="snippets-text", padding=False)
@@ -94,33 +95,35 @@ class ShipPanel:
     @property
     def shown(self) -> list[Any]:
         """What `show` fills."""
-        return [self.part, self.found, self.note, self.said, self.snippets]
+        return [
+            self.part, self.found, self.note, self.said, self.snippets, self.repository,
+            self.merged, self.public, self.updates,
+        ]  # fmt: skip
 
     def show(self, opened: str) -> list[Any]:
-        """Return the panel, empty, for an entry that is opened; hidden for none."""
-        return [gr.Accordion(visible=bool(opened)), "", "", "", ""]
+        """Return the panel for an entry that is opened, empty and as at first; hidden for none."""
+        return [gr.Accordion(visible=bool(opened)), *[""] * 5, *[False] * 3]
 
     def export(
         self, name: Any, form: Any, dtype: Any, quantization: Any, token: Any,
         request: gr.Request,
     ) -> Iterator[Any]:  # fmt: skip
         """Export the adapter, with progress."""
-        voice, studio = Voice(request), self.door.enter(request)
+        voice, studio, name = Voice(request), self.door.enter(request), str(name)
         yield "", render.busy(voice("ship_begins")), *_busy()
         try:
-            if form not in FORMS or dtype not in (AS_BASE, *DTYPES):
-                raise StudioError("page.ship_unknown_form", form=str(form)[:40])
             work = studio.shipping.export(
-                str(name), form, dtype=dtype or None, quantization=str(quantization),
+                name, form, dtype=dtype or None, quantization=str(quantization),
                 token=token or None,
             )  # fmt: skip
             for event in work:
                 if "result" in event:
-                    yield shipped.exported(event["result"], voice), "", *_ready(voice)
+                    done = _of(name, shipped.exported(event["result"], voice))
+                    yield done, "", *_ready(voice)
                 else:
-                    yield gr.skip(), render.waiting(event, voice), *[gr.skip()] * 4
+                    yield gr.skip(), render.waiting(event, voice, of=name), *[gr.skip()] * 4
         except StudioError as error:
-            yield gr.skip(), shipped.failed(error, voice), *_ready(voice)
+            yield gr.skip(), _of(name, shipped.failed(error, voice)), *_ready(voice)
 
     def show_push(
         self, request: gr.Request, who: gr.OAuthToken | None, *asked: Any
@@ -151,21 +154,23 @@ class ShipPanel:
         self, asked: Any, who: gr.OAuthToken | None, request: gr.Request, *, is_dry: bool
     ) -> Iterator[Any]:
         voice, studio = Voice(request), self.door.enter(request)
-        name, repository, merged, public, updates, typed = asked
+        opened, repository, merged, public, updates, typed = asked
+        name = str(opened)
         token = who.token if who else typed or None
         yield render.busy(voice("push_begins")), *_busy()
         try:
             work = studio.shipping.push(
-                str(name), str(repository or ""), merged=bool(merged), private=not public,
+                name, str(repository or ""), merged=bool(merged), private=not public,
                 updates=bool(updates), is_dry=is_dry, token=token,
             )  # fmt: skip
             for event in work:
                 if "result" in event:
-                    yield shipped.published(event["result"], voice), *_ready(voice)
+                    done = _of(name, shipped.published(event["result"], voice))
+                    yield done, *_ready(voice)
                 else:
-                    yield render.waiting(event, voice), *[gr.skip()] * 4
+                    yield render.waiting(event, voice, of=name), *[gr.skip()] * 4
         except StudioError as error:
-            yield shipped.failed(error, voice), *_ready(voice)
+            yield _of(name, shipped.failed(error, voice)), *_ready(voice)
 
 
 def _busy() -> list[gr.Button]:
@@ -189,9 +194,6 @@ def _sign_in() -> None:
     )
 
 
-def _button(name: str, variant: Any = "secondary", *, interactive: bool = True) -> gr.Button:
-    elem_id = "ship-stop" if name == "stop" else name.replace("_", "-")
-    return gr.Button(
-        text(name), variant=variant, elem_id=elem_id, scale=0, min_width=140,
-        interactive=interactive,
-    )  # fmt: skip
+def _of(name: str, shown: str) -> str:
+    """Return what came of work under the name of its adapter: another may be open by then."""
+    return f'<div class="ls-measured"><h4>{escape(name)}</h4></div>{shown}'

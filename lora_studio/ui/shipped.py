@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from lora_studio.errors import StudioError, from_dict
+from lora_studio.errors import StudioError
+from lora_studio.exports.remarks import Remark, on_export, on_place, on_push
 from lora_studio.exports.snippets import Snippet
 from lora_studio.ui import numbers, render
 from lora_studio.ui.language import Voice
@@ -15,32 +16,8 @@ from lora_studio.wording import say
 
 def exported(found: Mapping[str, Any], voice: Voice) -> str:
     """Return where an export is, and what was measured of it."""
-    language = voice.language
-    told = [from_dict(note).say(language) for note in found["notes"]]
-    if found["check"] is not None:
-        told.append(
-            say(
-                "cli.export_checked",
-                language,
-                check=found["check"]["relative"],
-                change=found["change"]["relative"],
-                tokens=found["check"]["tokens"],
-            )
-        )
-    if found["again"] is not None:
-        again = found["again"]
-        starts = ", ".join(str(count) for count in again["answers"])
-        told.append(
-            say(
-                "cli.export_again",
-                language,
-                again=again["relative"],
-                starts=starts,
-                of=again["answer_tokens"],
-            )
-        )
     place = voice("ship_place", size=numbers.size(found["bytes"]))
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
+    items = _items(on_export(found), voice)
     path = f'<pre class="ls-raw">{escape(found["path"])}</pre>'
     said = f'<p role="status">{escape(place)}</p>'
     return f'<div class="ls-measured">{said}{path}<ul>{items}</ul></div>'
@@ -48,9 +25,7 @@ def exported(found: Mapping[str, Any], voice: Voice) -> str:
 
 def published(found: Mapping[str, Any], voice: Voice) -> str:
     """Return what is on the Hub now, or what would be."""
-    notes = "".join(
-        f"<li>{escape(from_dict(note).say(voice.language))}</li>" for note in found["notes"]
-    )
+    notes = _items(on_push(found), voice)
     seen = voice("push_private" if found["private"] else "push_seen")
     if found["address"] is not None:
         address = escape(found["address"], quote=True)
@@ -65,15 +40,21 @@ def published(found: Mapping[str, Any], voice: Voice) -> str:
         for file in found["files"]
     )
     would = voice("push_would", where=found["repository"], seen=seen)
-    there = {True: "push_there", False: "push_new", None: "push_unknown"}[found["exists"]]
+    key, values = on_place(found)
+    there = say(key, voice.language, **values)
     card = (
         f'<details class="ls-changed"><summary>{escape(voice("push_card"))}</summary>'
         f'<pre class="ls-raw">{escape(found["card"])}</pre></details>'
     )
     return (
-        f'<div class="ls-measured"><p role="status">{escape(f"{would} {voice(there)}")}</p>'
+        f'<div class="ls-measured"><p role="status">{escape(f"{would} {there}")}</p>'
         f'<table class="ls-wins"><tbody>{rows}</tbody></table><ul>{notes}</ul>{card}</div>'
     )
+
+
+def _items(remarks: Iterable[Remark], voice: Voice) -> str:
+    said = (say(key, voice.language, **values) for key, values in remarks)
+    return "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
 
 
 def _about(file: Mapping[str, Any]) -> str:

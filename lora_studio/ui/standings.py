@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lora_studio.judging.winning import WinRate
+from lora_studio.ui import render
 from lora_studio.ui.language import Voice
 
 HEADS = ("votes_pair", "votes_count", "votes_rate")
@@ -19,13 +20,12 @@ def standings(rates: Sequence[WinRate], left_out: int, voice: Voice) -> str:
         left_out: Votes that are not among these; see `VoteStore.unshared`.
         voice: Of who reads it.
     """
-    unshared = _quiet(voice("votes_unshared", n=left_out)) if left_out else ""
+    unshared = render.quiet(voice("votes_unshared", n=left_out)) if left_out else ""
     if not rates:
-        return unshared or _quiet(voice("votes_none"))
-    heads = "".join(f"<th>{escape(voice(key))}</th>" for key in HEADS)
+        return unshared or render.quiet(voice("votes_none"))
     rows = "".join(row(rate, voice) for rate in rates)
-    table = f'<table class="ls-wins"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f"{table}{_quiet(voice('votes_rule'))}{unshared}"
+    table = render.table(map(voice, HEADS), rows)
+    return f"{table}{render.quiet(voice('votes_rule'))}{unshared}"
 
 
 def row(rate: WinRate, voice: Voice) -> str:
@@ -41,9 +41,5 @@ def row(rate: WinRate, voice: Voice) -> str:
         f'<b style="left:{tally.rate:.1%}"></b></div>'
     )
     blind = rate.say_blind(voice.language)
-    said = escape(rate.say(voice.language)) + (_quiet(blind) if blind else "")
+    said = escape(rate.say(voice.language)) + (render.quiet(blind) if blind else "")
     return f"<tr><td>{said}</td><td>{escape(counts)}</td><td>{bar}</td></tr>"
-
-
-def _quiet(sentence: str) -> str:
-    return f'<p class="ls-quiet">{escape(sentence)}</p>'

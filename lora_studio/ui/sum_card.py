@@ -14,6 +14,7 @@ from lora_studio.training.plan import WORTH_TRAINING_STEPS
 from lora_studio.ui import prediction_bar, render
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice, text
+from lora_studio.ui.outgoing import handed
 from lora_studio.ui.recipes import RecipePanel
 from lora_studio.ui.visitors import Door
 
@@ -79,7 +80,7 @@ def build(door: Door, form: Form) -> SumCard:
                 text("recipe_load"), file_types=[".yaml", ".yml"], size="sm",
                 elem_id="recipe-load", min_width=80,
             )  # fmt: skip
-        file = gr.DownloadButton("", elem_classes="ls-unseen", elem_id="recipe-file")
+        file = handed("recipe-file")
         recipes = RecipePanel(door)
     return SumCard(total, prediction, start, said, save, load, file, recipes)
 
@@ -150,5 +151,5 @@ def _said(outlook: Outlook, found: Mapping[str, Any] | None, voice: Voice) -> st
     if steps is not None and steps < WORTH_TRAINING_STEPS:
         odd.insert(0, voice("few_steps", steps=steps))
     missing = "start_needs_model" if outlook.info is None else "start_needs_data"
-    waits = "" if outlook.info and found else f'<p class="ls-quiet">{voice(missing)}</p>'
+    waits = "" if outlook.info and found else render.quiet(voice(missing))
     return waits + "".join(render.note(sentence, "warn") for sentence in odd)

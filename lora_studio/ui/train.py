@@ -32,8 +32,9 @@ from lora_studio.ui.data_panel import DataPanel
 from lora_studio.ui.draft import Draft
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice
-from lora_studio.ui.outgoing import fresh_folder, lend
-from lora_studio.ui.run_panel import RunPanel, run_choices, toast
+from lora_studio.ui.outgoing import fresh_folder, hand_out, lend
+from lora_studio.ui.render import toast
+from lora_studio.ui.run_panel import RunPanel, run_choices
 from lora_studio.ui.shelf import Shelf
 from lora_studio.ui.visitors import Door
 
@@ -166,9 +167,7 @@ class TrainTab:
     def _wire_recipes(self) -> None:
         card = self.sum
         self.shown = shown = self._shown_components()
-        card.save.click(self.write_recipe, self.inputs, card.file).then(
-            None, js="() => document.querySelector('#recipe-file').click()"
-        )
+        hand_out(card.save.click(self.write_recipe, self.inputs, card.file), card.file)
         card.load.upload(self.read_recipe, card.load, shown)
         self.panel.reuse.click(self.reuse, self.panel.run, shown, show_progress="hidden")
         self.panel.resume.click(

@@ -139,7 +139,7 @@ def _archive(location: Location, *, encoding: str, until: ExitStack) -> list[Sou
         raise DatasetError("data.empty_file", file=location.name)
     found: list[Source] = []
     total = 0
-    for name, opener in streams.members(location.path, file=location.name, until=until):
+    for name, _, opener in streams.members(location.path, file=location.name, until=until):
         if is_hidden(name) or not is_known(name) or kind_of(name)[0] == ZIP:
             continue
         full = f"{location.name}/{name}"

@@ -156,8 +156,8 @@ class Counted:
         self._raw.close()
 
 
-def members(path: Path, *, file: str, until: ExitStack) -> list[tuple[str, Opener]]:
-    """Return the files in a zip archive: their names in it and what opens them.
+def members(path: Path, *, file: str, until: ExitStack) -> list[tuple[str, int, Opener]]:
+    """Return the files in a zip archive: names in it, bytes as it states them, what opens them.
 
     Args:
         path: The archive.
@@ -179,7 +179,7 @@ def members(path: Path, *, file: str, until: ExitStack) -> list[tuple[str, Opene
     for entry in entries:
         _check_entry(entry, file=file)
     return [
-        (_shown(entry), _member(archive, entry, file=f"{file}/{_shown(entry)}"))
+        (_shown(entry), entry.file_size, _member(archive, entry, file=f"{file}/{_shown(entry)}"))
         for entry in entries
         if not entry.is_dir()
     ]
