@@ -312,13 +312,13 @@ def test_measuring_says_what_it_lacks_and_keeps_what_it_finds(
     page.click("#measure-start")
     found = page.locator("#measure-found")
     expect(found).to_contain_text("This run held out no rows", timeout=SLOW_MS)
-    expect(found).to_contain_text("on a general text (ko)")
+    expect(found).to_contain_text("on a general text (Korean)")
     expect(page.locator("#measure-start")).to_be_enabled()
     assert (app.home / "runs" / "sea-1" / "measurements.json").is_file()
     reload(page, witness)
     page.click("#tab-compare-button")
     unfold(page, "measure")
-    expect(page.locator("#measure-found")).to_contain_text("on a general text (en)")
+    expect(page.locator("#measure-found")).to_contain_text("on a general text (English)")
 
 
 def test_numbers_stand_under_the_adapter_they_are_of_whichever_is_chosen_by_then(
@@ -338,7 +338,7 @@ def test_numbers_stand_under_the_adapter_they_are_of_whichever_is_chosen_by_then
     page.click("#tab-library-button")
     page.locator('#library tr[data-id="sea-1"] [data-act=open]').click()
     sheet = page.locator("#library-sheet .measured")
-    expect(sheet).to_contain_text("on a general text (en)")
+    expect(sheet).to_contain_text("on a general text (English)")
 
 
 def test_an_adapter_is_exported_and_what_would_be_pushed_is_shown(
