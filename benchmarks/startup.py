@@ -23,8 +23,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 EMPTY = """
@@ -130,13 +134,7 @@ def nothing() -> Iterator[None]:
 @contextmanager
 def chromium() -> Iterator[object]:
     """Open a browser beforehand; yield what waits until it shows a page."""
-    from playwright.sync_api import sync_playwright
-
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=binary, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium_browser() as opened:
 
         def show(address: str) -> None:
             page = opened.new_page()
@@ -144,6 +142,19 @@ def chromium() -> Iterator[object]:
             page.wait_for_selector("#start", state="visible", timeout=PATIENCE_S * 1000)
 
         yield show
+
+
+@contextmanager
+def chromium_browser() -> Iterator[Browser]:
+    """Open the system's browser."""
+    from playwright.sync_api import sync_playwright
+
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=binary, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield opened
         opened.close()
 
 
