@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lora_studio.cases.machine import Machine
+from lora_studio.cases.workshop import ENDING
 from lora_studio.cli.main import main
 from lora_studio.errors import StudioError
 from lora_studio.exports import snippets
@@ -129,6 +130,9 @@ def test_closed_early_an_export_ends_and_nothing_of_it_stays(studio, settings):
     events = studio.shipping.export("mine", "merged")
     assert next(events)["stage"] == "load"
     events.close()
+    for thread in threading.enumerate():
+        if thread.name == ENDING:
+            thread.join()
     assert list(settings.exports.iterdir()) == []
     assert not any(thread.name.startswith("save") for thread in threading.enumerate())
 

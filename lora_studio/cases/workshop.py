@@ -19,6 +19,9 @@ GRACE_S = {"export": 3.0, "push": 30.0}
 """How long stopped work may take to its next report before its process is ended. Of an export only
 files are left then, which go; what was made on the Hub only the work itself takes back."""
 
+ENDING = "workshop-ending"
+"""The thread that clears up after work that its reader has left."""
+
 
 @dataclass(eq=False, slots=True)
 class _Work:
@@ -87,7 +90,7 @@ class Workshop:
         finally:
             events.close()  # type: ignore[attr-defined]  # both kinds make generators
             if is_left:  # it may be the page's own event loop that does not wait
-                threading.Thread(target=self._end, args=(work, held)).start()
+                threading.Thread(target=self._end, args=(work, held), name=ENDING).start()
             else:
                 self._end(work, held)
         if result is not None:

@@ -176,6 +176,7 @@ def _save(model: Any, tokenizer: Any, folder: Path, progress: OnProgress) -> Non
     total = sum(one.numel() * one.element_size() for one in model.parameters())
     _prepare(model, tokenizer)
     with _written_beside(folder) as write:
+        progress("save", 0, total)
         work = write(lambda: model.save_pretrained(folder, max_shard_size=SHARD_BYTES))
         while not work.done():
             progress("save", min(size_of(folder), total), total)
