@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 from transformers import TrainerCallback
-from workers import open_studio
+from workers import finish, open_studio, until
 
 from lora_studio.cases.machine import Machine
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.outlook import look_ahead
 from lora_studio.recipe import Recipe, TrackerName
-from lora_studio.runs import process
 from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
@@ -245,32 +244,13 @@ def recipe(pairs: Path, tiny_llama: Path) -> Recipe:
     return Recipe.from_dict(tree)
 
 
-def until(studio: Studio, run: str, *, holds: Callable[[History], Any]) -> History:
-    """Wait until something holds of a run; return what it was through."""
-    history = studio.runs.history(run)
-    deadline = time.monotonic() + WAIT_S
-    while not holds(history.update()):
-        assert time.monotonic() < deadline, history.folder.stdout.read_text(encoding="utf-8")
-        time.sleep(0.05)
-    return history
-
-
-def gone(studio: Studio, run: str) -> History:
-    """Wait until a run is over and its worker has ended."""
-
-    def is_gone(history: History) -> bool:
-        return history.is_over and not process.is_running(history.folder.process)
-
-    return until(studio, run, holds=is_gone)
-
-
 @pytest.mark.slow
 def test_a_worker_tells_once_what_came_of_its_run_and_keeps_the_address_to_itself(
     listen: Callable[..., Listener], recipe: Recipe, tmp_path: Path
 ) -> None:
     listener = listen()
     studio = open_studio(tmp_path / "home", webhook=listener.url)
-    history = gone(studio, studio.training.start(recipe))
+    history = finish(studio, studio.training.start(recipe))
     assert history.status == "finished", history.folder.stdout.read_text(encoding="utf-8")
     (heard,) = listener.heard
     assert heard["status"] == "finished"
@@ -290,11 +270,11 @@ def test_a_worker_tells_of_a_failure_and_of_a_stop_before_the_first_step(
     listener = listen()
     studio = open_studio(tmp_path / "home", webhook=listener.url)
     impossible = recipe.changed(["training.per_device_train_batch_size=64"])
-    gone(studio, studio.training.start(impossible))
+    finish(studio, studio.training.start(impossible))
     run = studio.training.start(recipe.changed(["training.max_steps=100000"]))
-    until(studio, run, holds=lambda history: history.stage)
+    until(studio.runs.history(run), holds=lambda history: history.stage)
     studio.training.stop(run, keep=False)
-    gone(studio, run)
+    finish(studio, run)
     assert [heard["status"] for heard in listener.heard] == ["failed", "stopped"]
     assert [heard["adapter"] for heard in listener.heard] == [None, None]
 
@@ -443,7 +423,7 @@ def test_a_tracker_is_told_the_runs_name_and_every_step_by_the_trainer(
     monkeypatch.syspath_prepend(library)
     monkeypatch.setenv("PYTHONPATH", str(library))
     studio = open_studio(tmp_path / "home")
-    history = gone(
+    history = finish(
         studio,
         studio.training.start(
             replace(recipe, name="curve").changed(["training.report_to=[tensorboard]"])
@@ -479,7 +459,8 @@ def test_a_real_tracker_writes_to_this_machine_and_needs_no_network(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     studio = open_studio(tmp_path / "home")
-    history = gone(studio, studio.training.start(recipe.changed([f"training.report_to=[{name}]"])))
+    reported = recipe.changed([f"training.report_to=[{name}]"])
+    history = finish(studio, studio.training.start(reported))
     log = history.folder.stdout.read_text(encoding="utf-8")
     assert history.status == "finished", log
     assert warnings_of(history.folder) == [], log

@@ -471,7 +471,6 @@ def test_a_ready_worker_trains_bit_for_bit_as_one_that_is_started_and_pauses_as_
     dora = recipe.changed(["adapter.use_dora=true"])
     studio = app_of(settings, StandBy(), dora)
     cold = finish(studio, studio.training.start(dora))
-    eventually(lambda: not process.is_running(cold.folder.process))
     studio.training.make_ready(dora)
     run = studio.training.start(dora)
     history = until(studio.runs.history(run), holds=lambda found: found.step >= 5)

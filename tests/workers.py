@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.cases.machine import Machine
+from lora_studio.runs import process
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
@@ -33,5 +34,10 @@ def until(history: History, *, holds: Callable[[History], Any]) -> History:
 
 
 def finish(studio: Studio, run: str) -> History:
-    """Wait until a run is over."""
-    return until(studio.runs.history(run), holds=lambda found: found.is_over)
+    """Wait until a run is over and its worker, which says so before it tidies up, is gone."""
+    history = until(studio.runs.history(run), holds=lambda found: found.is_over)
+    deadline = time.monotonic() + WAIT_S
+    while process.is_running(history.folder.process):
+        assert time.monotonic() < deadline, history.folder.stdout.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    return history
