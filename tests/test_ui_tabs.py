@@ -136,16 +136,16 @@ def test_who_comes_back_to_compare_finds_what_came_in_since(loops: None, studio:
         tab = CompareTab(Door(studio))
     chosen = ["poems-1", BASE, "news-1", None, ["news-1", "poems-1"], [], [], []]
     write_run(studio.settings, "tales")
-    _, *offered = come_back(tab, "poems-1", *chosen)
+    _, _, *offered = come_back(tab, "poems-1", *chosen)
     for box in offered:
         assert "tales-1" in [value for _, value in box["choices"]]
         assert "value" not in box  # what is chosen stays
     studio.library.delete(["news-1"])
-    _, *offered = come_back(tab, "poems-1", *chosen)
+    _, _, *offered = come_back(tab, "poems-1", *chosen)
     values = [box.get("value", "stays") for box in offered]
     assert values == ["stays", "stays", "tales-1", "stays", ["poems-1"], "stays", "stays", "stays"]
     assert MIXTURE in [value for _, value in offered[0]["choices"]]
-    skipped = come_back(tab, None, *chosen)[1:]
+    skipped = come_back(tab, None, *chosen)[2:]
     assert skipped == [gr.skip()] * len(tab.offered)
 
 
@@ -154,5 +154,15 @@ def test_only_what_can_answer_is_offered_to_be_asked(loops: None, studio: Studio
         tab = CompareTab(Door(studio))
     folder = next(one for one in studio.runs.folders() if one.id == "news-1")
     (folder.path / "recipe.yaml").write_text("model: [", encoding="utf-8")
-    box = tab.choices(NOBODY)  # type: ignore[arg-type]
+    box, nothing = tab.choices(NOBODY)  # type: ignore[arg-type]
     assert [value for _, value in box.choices] == ["poems-1"]
+    assert nothing == ""
+
+
+def test_who_has_nothing_to_compare_hears_what_to_do_first(loops: None, studio: Studio) -> None:
+    with gr.Blocks():
+        tab = CompareTab(Door(studio))
+    studio.library.delete([entry.id for entry in studio.library.entries()])
+    box, nothing = tab.choices(NOBODY)  # type: ignore[arg-type]
+    assert (box.choices, box.value) == ([], None)
+    assert Voice(None)("no_runs_yet") in nothing

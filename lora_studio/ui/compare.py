@@ -39,6 +39,7 @@ class CompareTab:
 
     def __init__(self, door: Door) -> None:
         self.door = door
+        self.nothing = gr.HTML(elem_id="compare-nothing", padding=False)
         with gr.Row(elem_classes="ls-line", elem_id="compare-bar"):
             self.run = dropdown(
                 [], label=text("compare_run"), info=text("compare_run_why"), elem_id="compare-run",
@@ -88,6 +89,11 @@ class CompareTab:
                 button(name, min_width=110, interactive=False)
                 for name in ("stop", "again", "go_on")
             )
+
+    @property
+    def found(self) -> list[Any]:
+        """What `choices` and `refreshed` change."""
+        return [self.run, self.nothing]
 
     @property
     def controls(self) -> list[Any]:
@@ -178,8 +184,8 @@ class CompareTab:
 
     # Handlers
 
-    def choices(self, request: gr.Request, wanted: str | None = None) -> Any:
-        """Offer the adapters there are, the wanted or newest one chosen."""
+    def choices(self, request: gr.Request, wanted: str | None = None) -> list[Any]:
+        """Offer the adapters there are, the wanted or newest one chosen; say if there are none."""
         usable = [
             (entry.name if entry.name == entry.id else f"{entry.name} ({entry.id})", entry.id)
             for entry in self.door.enter(request).library.entries()
@@ -187,9 +193,10 @@ class CompareTab:
         ]
         ids = [name for _, name in usable]
         chosen = wanted if wanted in ids else (ids[0] if ids else None)
-        return gr.Dropdown(choices=usable, value=chosen)
+        nothing = "" if ids else render.note(Voice(request)("no_runs_yet"), "warn")
+        return [gr.Dropdown(choices=usable, value=chosen), nothing]
 
-    def refreshed(self, request: gr.Request, run: Any) -> Any:
+    def refreshed(self, request: gr.Request, run: Any) -> list[Any]:
         """Offer what is there now and keep the choice."""
         return self.choices(request, run)
 
@@ -199,8 +206,8 @@ class CompareTab:
         try:
             offer = self._offer(self.door.enter(request), str(run), Voice(request))
         except StudioError:
-            return [shown, *[gr.skip()] * len(self.offered)]
-        return [shown, *(one.kept(value) for one, value in zip(offer, chosen, strict=True))]
+            return [*shown, *[gr.skip()] * len(self.offered)]
+        return [*shown, *(one.kept(value) for one, value in zip(offer, chosen, strict=True))]
 
     def describe(self, request: gr.Request, run: Any) -> list[Any]:
         """Offer who shares the chosen adapter's base; a run on plain text continues text.

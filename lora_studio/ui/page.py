@@ -44,26 +44,28 @@ def build_page(studio: Studio) -> gr.Blocks:
             show_progress="hidden",
         )  # fmt: skip
         page.load(train.restore, train.draft, train.restored(), show_progress="hidden")
-        page.load(compare.refreshed, compare.run, compare.run, show_progress="hidden")
+        page.load(compare.refreshed, compare.run, compare.found, show_progress="hidden")
         compare_tab.select(
-            compare.come_back, [compare.run, *compare.offered], [compare.run, *compare.offered],
-            show_progress="hidden",
+            compare.come_back, [compare.run, *compare.offered],
+            [*compare.found, *compare.offered], show_progress="hidden",
         )  # fmt: skip
 
-        def lead(request: gr.Request, run: Any) -> tuple[Any, Any]:
-            return gr.Tabs(selected=COMPARE), compare.choices(request, str(run))
+        def lead(request: gr.Request, run: Any) -> list[Any]:
+            return [gr.Tabs(selected=COMPARE), *compare.choices(request, str(run))]
 
         train.panel.compare.click(
-            lead, train.panel.run, [tabs, compare.run], show_progress="hidden"
+            lead, train.panel.run, [tabs, *compare.found], show_progress="hidden"
         )
 
-        def lead_from_library(event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
-            return gr.Tabs(selected=COMPARE), compare.choices(request, asked_for(event))
+        def lead_from_library(event: gr.EventData, request: gr.Request) -> list[Any]:
+            return lead(request, asked_for(event))
 
         def reuse(event: gr.EventData, request: gr.Request) -> list[Any]:
             return [gr.Tabs(selected=TRAIN), *train.reuse(asked_for(event), request)]
 
-        library.sheet.submit(lead_from_library, None, [tabs, compare.run], show_progress="hidden")
+        library.sheet.submit(
+            lead_from_library, None, [tabs, *compare.found], show_progress="hidden"
+        )
         library.sheet.retry(reuse, None, [tabs, *train.shown], show_progress="hidden")
     return page
 
