@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
 import os
@@ -362,6 +364,19 @@ def test_the_newest_and_the_best_are_kept_and_the_adapter_is_the_best(make: Make
     assert run.history.best["step"] == 4
 
 
+def test_a_checkpoint_that_the_disk_has_no_room_to_seal_gives_its_own_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = make()
+    monkeypatch.setattr("lora_studio.training.checkpoints.seal", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.train()
+    assert list(run.folder.checkpoints.iterdir()) == []
+
+
 def test_the_last_adapter_is_taken_where_that_is_wanted(make: Make) -> None:
     run = make("training.load_best_model_at_end=false")
     run.measures([5.0, 3.0, 1.0, 2.0, 4.0])
@@ -454,16 +469,24 @@ def written(folder: RunFolder, step: int) -> Path:
 def test_a_checkpoint_is_whole_when_every_file_is_as_it_was_written(folder: RunFolder) -> None:
     place = written(folder, 10)
     assert is_whole(place)
+    moments = itertools.count(1)
+
+    def write(file: Path, content: bytes) -> None:
+        """Write at another moment than ever before: some kernels tell them apart by 10 ms."""
+        file.write_bytes(content)
+        now = next(moments)
+        os.utime(file, ns=(now, now))
+
     files = [place / "optimizer.pt", place / WEIGHTS, folder.checkpoints / "initial" / WEIGHTS]
     for file in files:
         content = file.read_bytes()
         for damaged in (content[:-1] + b"?", content[:-1], b""):
-            file.write_bytes(damaged)
+            write(file, damaged)
             assert not is_whole(place), file
             assert newest_known(folder) is None
         file.unlink()
         assert not is_whole(place), file
-        file.write_bytes(content)
+        write(file, content)
         assert is_whole(place)
         assert newest_known(folder) == 10
 
@@ -657,7 +680,12 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in the same order as in this process
     whole = work(create(studio.settings.runs, recipe), studio.settings)
     capsys.readouterr()  # the library's own lines
-    broken = studio.training.start(recipe)
+    with monkeypatch.context() as slow:
+        # It waits behind its second checkpoint: a machine may stand still before it is killed.
+        slow.setattr(process, "WORKER", "slow_worker")
+        slow.setenv("PYTHONPATH", str(Path(__file__).parent))
+        slow.setenv("SLOW", "checkpoint:sleep:2")
+        broken = studio.training.start(recipe)
     history = studio.runs.history(broken)
     until(history, holds=lambda found: len(found.folder.checkpoint_steps()) > 1)
     pid = process.pid_of(history.folder.process)

@@ -11,13 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 from sorting import LABELS, make_sorter, write_run
 
+from lora_studio.cli.following import follow
 from lora_studio.cli.main import main
-from lora_studio.runs.folder import RunFolder, listed
+from lora_studio.recipe import Recipe
+from lora_studio.runs import process
+from lora_studio.runs.events import EventWriter
+from lora_studio.runs.folder import RunFolder, create, listed
 from lora_studio.runs.history import History
 
 # PEFT asks a transformers model for a name that transformers has deprecated (peft 0.21.2).
@@ -114,6 +119,28 @@ def test_train_shows_progress_and_prints_the_run_alone_at_last(home: Path, train
     found = folder.read_recipe()
     assert (found.adapter.r, found.training.max_steps) == (2, 3)
     assert Path(found.data.files[0]).is_absolute()
+
+
+def test_the_last_step_is_drawn_where_a_run_ends_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = create(tmp_path / "runs", Recipe(name="a run"))
+    process.write_identity(folder.process, os.getpid())
+    step: dict[str, Any] = {"loss": 1.0, "tokens_per_s": 9.0}
+    is_over = History.is_over.fget  # type: ignore[attr-defined]
+    with EventWriter(folder.events) as events:
+        events.write("started", total_steps=3)
+        events.write("step", step=2, **step)
+
+        def ends(history: History) -> bool:
+            if events.write("finished"):
+                events.write("step", step=3, **step)
+            return bool(is_over(history.update()))
+
+        monkeypatch.setattr(History, "is_over", property(ends))
+        runs = SimpleNamespace(history=lambda _: History(folder).update())
+        follow(cast("Any", SimpleNamespace(runs=runs)), folder.id)
+    assert "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any, cast
 import gradio as gr
 import pytest
 
+from lora_studio.cases import training as cases_training
 from lora_studio.cases.machine import Machine
 from lora_studio.cli.main import main
 from lora_studio.errors import RunError, StudioError
@@ -53,7 +54,7 @@ class Workers:
     ) -> int:
         if self.refuses is not None:
             raise self.refuses
-        script = "import time; time.sleep(60)"
+        script = "import time; time.sleep(600)"
         worker = subprocess.Popen([sys.executable, "-S", "-c", script], start_new_session=True)
         self._processes[folder.id] = worker
         written = folder.events.stat().st_size if folder.events.exists() else 0
@@ -262,7 +263,7 @@ def test_the_dispatcher_goes_on_after_a_disk_that_was_away_and_ends_when_closed(
         seen.set()
 
     dispatcher = Dispatcher(look, every_s=0.01)
-    assert seen.wait(10)
+    assert seen.wait(60)
     dispatcher.close()
     count = len(looks)
     time.sleep(0.05)
@@ -274,7 +275,7 @@ def test_an_open_app_starts_the_next_by_itself(
 ) -> None:
     studio.line.keep_dispatching()
     workers.finish(line[0])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(workers.started) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -494,6 +495,22 @@ def test_stopping_a_run_that_waits_takes_it_out(
     assert studio.runs.history(line[1]).status == "stopped"
     with pytest.raises(RunError, match="already over"):
         stop(studio, line[1])
+
+
+def test_a_stop_that_comes_at_a_runs_very_turn_reaches_its_worker(
+    studio: Studio, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio.line, "waiting", lambda: [line[0]])
+    monkeypatch.setattr(studio.line, "remove", has_just_left)
+    monkeypatch.setattr(cases_training, "LEAVES_WITHIN_S", 0.0)
+    studio.training.stop(line[0], keep=True)
+    history = studio.runs.history(line[0])
+    assert history.folder.stop_wish() == "keep"
+    assert history.status in ("stopped", "lost")
+
+
+def has_just_left(run: str) -> None:
+    raise RunError("queue.not_waiting", run=run)
 
 
 def test_who_does_not_wait_can_neither_move_nor_leave(studio: Studio, line: list[str]) -> None:

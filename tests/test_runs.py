@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lora_studio.errors import RunError, StudioError
@@ -27,6 +28,7 @@ from lora_studio.runs.folder import RunFolder, create, find, listed, slug
 from lora_studio.runs.history import STARTING_S, History
 
 ROOT = Path(__file__).parents[1]
+WAIT_S = 120.0
 
 
 @pytest.fixture
@@ -50,6 +52,18 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def eventually(holds: Callable[[], bool], log: Path | None = None) -> None:
+    """Wait until something holds; where it never does, show what a worker printed."""
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8") if log else ""
+        time.sleep(0.02)
+
+
+def has_words(note: Path) -> bool:
+    return note.exists() and bool(note.read_text(encoding="utf-8"))
 
 
 def write(folder: RunFolder, *events: tuple[str, dict[str, Any]]) -> None:
@@ -143,6 +157,36 @@ def test_a_disk_that_stays_full_is_an_error(
         monkeypatch.setattr(events_module.os, "write", full)
         with pytest.raises(OSError, match="No space left"):
             out.write("step", step=1)
+
+
+def test_a_run_ends_once_whoever_else_would_end_it(tmp_path: Path) -> None:
+    """As when a stop wakes the worker out of a download, which then takes itself for failed."""
+    file = tmp_path / "events.jsonl"
+    told: list[bool] = []
+    with EventWriter(file) as out:
+        out.at_end = lambda: told.append(out.write("failed", cause={}))
+        assert not out.is_over
+        assert out.write("stopped", kept=False)
+        assert out.is_over
+        assert out.write("warning", step=1)
+        assert not out.write("finished")
+    assert told == [False]
+    assert [event["event"] for event in read_events(file)[0]] == ["stopped", "warning"]
+
+
+def test_an_end_that_could_not_be_written_leaves_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "events.jsonl"
+    with EventWriter(file) as out:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(events_module.os, "write", full)
+            out.write("finished")
+        assert out.write("failed", cause={})
+    assert [event["event"] for event in read_events(file)[0]] == ["failed"]
 
 
 def test_the_reserve_goes_with_the_writer(tmp_path: Path) -> None:
@@ -402,12 +446,14 @@ def even_gaps(history: History) -> set[int]:
     return {after["step"] - before["step"] for before, after in pairwise(history.steps)}
 
 
-def test_of_a_million_steps_some_thousand_are_kept_and_the_newest(folder: RunFolder) -> None:
+def test_of_a_million_steps_some_thousand_are_kept_and_the_newest(
+    folder: RunFolder, thread_s: Callable[[], float]
+) -> None:
     write(folder, ("stage", {"stage": "train"}), ("started", {"total_steps": 10**6}))
     long_run(folder, 200_000)
-    start = time.process_time()
+    start = thread_s()
     history = History(folder).update()
-    assert time.process_time() - start < 0.5, "the file has 40 MB, of which little is parsed"
+    assert thread_s() - start < 0.5, "the file has 40 MB, of which little is parsed"
     assert 2000 <= len(history.steps) <= 4001
     assert history.steps[0]["step"] == 1
     assert len(even_gaps(history)) == 1, "what is kept lies evenly"
@@ -524,10 +570,44 @@ def test_a_process_is_known_by_pid_and_start_time(
     process.write_identity(file, sleeper.pid)
     assert process.pid_of(file) == sleeper.pid
     noted = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(noted | {"started": noted["started"] - 100}), encoding="utf-8")
+    earlier = {name: noted[name] - 100 for name in ("started", "since_boot")}
+    file.write_text(json.dumps(noted | earlier), encoding="utf-8")
     assert not process.is_running(file)
     file.write_text("{torn", encoding="utf-8")
     assert not process.is_running(file)
+
+
+def test_a_process_is_known_after_its_systems_clock_was_set(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux tells a start in ticks since boot; its time moves when a virtual machine wakes up."""
+    file, booted = tmp_path / "process.json", psutil.boot_time()
+    process.write_identity(file, sleeper.pid)
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted + 3600)
+    assert process.is_running(file)
+    noted = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(noted | {"since_boot": noted["since_boot"] - 100}))
+    assert not process.is_running(file)
+
+
+def test_a_note_of_an_earlier_version_knows_its_process(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    file = tmp_path / "process.json"
+    started = psutil.Process(sleeper.pid).create_time()
+    file.write_text(json.dumps({"pid": sleeper.pid, "started": started}), encoding="utf-8")
+    assert process.is_running(file)
+
+
+def test_the_number_of_a_worker_that_has_ended_may_be_anothers(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as ended:
+        ended.wait()
+    monkeypatch.setitem(process._CHILDREN, sleeper.pid, ended)
+    file = tmp_path / "process.json"
+    process.write_identity(file, sleeper.pid)
+    assert process.is_running(file)
 
 
 def test_a_worker_is_started_apart_and_ended_with_all_its_group(
@@ -539,30 +619,26 @@ def test_a_worker_is_started_apart_and_ended_with_all_its_group(
         "import os, signal, subprocess, sys, time\n"
         "from pathlib import Path\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
         "print('token' in os.environ.get('HF_TOKEN', ''), flush=True)\n"
         "Path(sys.argv[1], 'pids.txt').write_text(f'{child.pid} {os.getsid(0)}')\n"
-        "time.sleep(60)\n",
+        "time.sleep(600)\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(process, "WORKER", "stubborn")
     monkeypatch.setenv("PYTHONPATH", str(folder.path))
     pid = process.start(folder, environment={"HF_TOKEN": "a token"})
     note = folder.path / "pids.txt"
-    deadline = time.monotonic() + 20
-    while not (note.exists() and note.read_text(encoding="utf-8")):
-        assert time.monotonic() < deadline, folder.stdout.read_text(encoding="utf-8")
-        time.sleep(0.02)
+    eventually(lambda: has_words(note), folder.stdout)
     child, session = map(int, note.read_text(encoding="utf-8").split())
     assert session == pid != os.getsid(0)
     assert process.is_running(folder.process)
     assert folder.stdout.read_text(encoding="utf-8") == "True\n"
     assert "token" not in folder.process.read_text(encoding="utf-8")
+    process.end(folder, grace_s=0.1, unless=lambda: True)
+    assert process.is_running(folder.process)
     process.end(folder, grace_s=0.5)
-    assert not process.is_running(folder.process)
-    while is_alive(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: not process.is_running(folder.process) and not is_alive(child))
     process.end(folder)  # a second time does nothing
 
 
@@ -573,22 +649,20 @@ def test_a_process_in_a_session_of_its_own_ends_with_its_worker(
     module.write_text(
         "import subprocess, sys, time\n"
         "from pathlib import Path\n"
-        "rank = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'],\n"
+        "rank = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'],\n"
         "                        start_new_session=True)\n"
         "Path(sys.argv[1], 'rank.txt').write_text(f'{rank.pid} ')\n"
-        "time.sleep(60)\n",
+        "time.sleep(600)\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(process, "WORKER", "launcher")
     monkeypatch.setenv("PYTHONPATH", str(folder.path))
     process.start(folder, environment={})
-    note, deadline = folder.path / "rank.txt", time.monotonic() + 20
-    while not (note.exists() and note.read_text(encoding="utf-8")):
-        assert time.monotonic() < deadline, folder.stdout.read_text(encoding="utf-8")
-        time.sleep(0.02)
+    note = folder.path / "rank.txt"
+    eventually(lambda: has_words(note), folder.stdout)
+    rank = int(note.read_text(encoding="utf-8"))
     process.end(folder, grace_s=0.5)
-    assert not process.is_running(folder.process)
-    assert not is_alive(int(note.read_text(encoding="utf-8")))
+    eventually(lambda: not process.is_running(folder.process) and not is_alive(rank))
 
 
 def test_a_wish_to_discard_is_not_weakened(folder: RunFolder) -> None:
@@ -608,7 +682,7 @@ def test_a_wish_is_as_old_as_when_it_was_first_uttered(folder: RunFolder) -> Non
     then = time.time() - 60
     os.utime(folder.stop, (then, then))
     process.request_stop(folder, "keep")
-    assert 59 < process.stop_asked_s(folder) < 70
+    assert 59 < process.stop_asked_s(folder) < 600
 
 
 # The accelerator
@@ -689,10 +763,7 @@ def test_of_two_processes_that_race_one_starts_and_the_other_is_told(tmp_path: P
         for name in ("first", "second")
     ]  # fmt: skip
     try:
-        deadline = time.monotonic() + 30
-        while len(list(tmp_path.glob("ready-*"))) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
         (tmp_path / "go").touch()
         said = [racer.stdout.readline().strip() for racer in racers if racer.stdout]
     finally:

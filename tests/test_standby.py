@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -307,15 +308,28 @@ def test_an_app_that_is_killed_takes_along_who_waits_and_leaves_who_trains(
 # Who waits for how long
 
 
-def test_a_worker_that_nobody_needs_ends_after_a_while(light: None) -> None:
-    ready = StandBy(idle_s=0.4)
+def test_a_worker_that_nobody_needs_ends_after_a_while(
+    light: None, ready: StandBy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[threading.Timer] = []
+
+    def begin(timer: threading.Timer) -> None:
+        """Let it never run out by itself: a machine may stand still meanwhile."""
+        timers.append(timer)
+
+    monkeypatch.setattr(threading.Timer, "start", begin)
     process.make_ready(ready, environment={})
     waiting = waits(ready)
-    time.sleep(0.25)
     process.make_ready(ready, environment={})
-    time.sleep(0.25)
-    assert waits(ready) == waiting  # it was wanted meanwhile
-    eventually(lambda: not psutil.pid_exists(waiting))
+    assert waits(ready) == waiting
+    first, second = timers
+    assert first.finished.is_set()  # it was wanted meanwhile
+    assert not second.finished.is_set()
+    assert first.interval == second.interval == standby.IDLE_S
+    first.function()  # it ran out while it was being cancelled
+    assert lives(waiting)
+    second.function()
+    assert not lives(waiting)
     assert pid_of(ready) is None
 
 
@@ -468,11 +482,13 @@ def test_a_ready_worker_trains_bit_for_bit_as_one_that_is_started_and_pauses_as_
     settings: Settings, recipe: Recipe
 ) -> None:
     """Weights are unquantised: started, a worker does not import bitsandbytes; ready, it has."""
-    dora = recipe.changed(["adapter.use_dora=true"])
+    dora = recipe.changed(["adapter.use_dora=true", "training.lr_scheduler_type=constant"])
+    # The same steps, which are not over before it is asked to pause.
+    endless = dora.changed(["training.max_steps=100000"])
     studio = app_of(settings, StandBy(), dora)
     cold = finish(studio, studio.training.start(dora))
-    studio.training.make_ready(dora)
-    run = studio.training.start(dora)
+    studio.training.make_ready(endless)
+    run = studio.training.start(endless)
     history = until(studio.runs.history(run), holds=lambda found: found.step >= 5)
     studio.training.pause(run)
     finish(studio, run)
@@ -482,7 +498,7 @@ def test_a_ready_worker_trains_bit_for_bit_as_one_that_is_started_and_pauses_as_
     assert history.ending["paused"]
     assert history.resumable == history.step
     losses, of_cold = ([event["loss"] for event in found.steps] for found in (history, cold))
-    assert losses == of_cold[: len(losses)]
+    assert losses[: len(of_cold)] == of_cold[: len(losses)]
     assert history.evals[0]["loss"] == cold.evals[0]["loss"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import LlamaModel
 
 from lora_studio.recipe import Recipe
 from lora_studio.runs import process
+from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder, create
 from lora_studio.runs.history import History
 from lora_studio.settings import Settings
@@ -31,6 +33,7 @@ pytestmark = [
 Holds = Callable[[History], bool]
 Ask = Callable[[RunFolder], object]
 PASS, SAVE = (LlamaModel, "forward"), (Session, "save")
+WAIT_S = 120.0
 ONE_ROW = "training.per_device_train_batch_size=1"
 
 
@@ -165,6 +168,59 @@ def test_a_paused_run_has_a_checkpoint_of_its_last_step(train: Train) -> None:
     assert history.folder.checkpoint_steps()[-1] == history.step
     assert not history.folder.adapter.exists()
     assert said(history) == f"Paused at step {history.step}. It can go on from there."
+
+
+# While a worker prepares, a thread of its own looks for a stop
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return create(tmp_path / "runs", Recipe(name="a run"))
+
+
+def test_no_step_comes_before_the_end_that_a_thread_has_begun(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves, may_leave = threading.Event(), threading.Event()
+
+    def leave(*_: Any, **__: Any) -> None:
+        leaves.set()
+        assert may_leave.wait(WAIT_S)
+
+    monkeypatch.setattr(worker, "_leave", leave)
+    keep(run)
+    with EventWriter(run.events) as events:
+        preparation = worker.Preparation(run, events)
+        assert leaves.wait(WAIT_S)
+        trains = threading.Thread(target=preparation.over)
+        trains.start()
+        trains.join(0.2)
+        assert trains.is_alive()
+        may_leave.set()
+        trains.join(WAIT_S)
+    assert not trains.is_alive()
+
+
+def test_a_process_that_ends_goes_on_with_that_however_often_it_is_asked(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second request comes while the first is telling a webhook."""
+    left: list[int] = []
+    monkeypatch.setattr(process, "end_children", lambda: None)
+    monkeypatch.setattr(worker.ranks, "leave", left.append)
+    with EventWriter(run.events) as events:
+        preparation = worker.Preparation(run, events)
+        preparation.over()
+        process.request_stop(run, "discard")
+
+        def ask_again() -> None:
+            preparation.asked_to_end()
+            assert left == []
+
+        events.at_end = ask_again
+        preparation.asked_to_end()
+    assert left == [0]
+    assert [event["event"] for event in read_events(run.events)[0]] == ["stopped"]
 
 
 @pytest.mark.parametrize("ask", [keep, signal_to_end])

@@ -171,22 +171,37 @@ class Training:
             raise RunError("run.read_only")
         if history.is_over:
             raise RunError("run.is_over", run=run_id)
-        if run_id in self._line.waiting():
-            self._line.remove(run_id)
+        if self._left_line(run_id):
             return
         insists = process.stop_asked_s(folder) > PATIENCE_S
         process.request_stop(folder, wish)
         if wish == "discard":
             process.end(folder)
             housekeeping.drop_results(folder)
-        elif insists or not _left_by_itself(history):
+        elif insists:
             process.end(folder, grace_s=FORCED_S)
+        elif not _left_by_itself(history):
+            process.end(folder, grace_s=FORCED_S, unless=lambda: not _prepares(history))
+
+    def _left_line(self, run_id: str) -> bool:
+        """Take a run out of the line, unless it does not wait or its turn came this moment."""
+        if run_id not in self._line.waiting():
+            return False
+        try:
+            self._line.remove(run_id)
+        except RunError:
+            return False
+        return True
+
+
+def _prepares(history: History) -> bool:
+    return history.update().status in ("queued", "preparing")
 
 
 def _left_by_itself(history: History) -> bool:
     """Give a worker that prepares a moment to leave; one that trains stops at its next step."""
     deadline = time.monotonic() + LEAVES_WITHIN_S
-    while history.update().status in ("queued", "preparing"):
+    while _prepares(history):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

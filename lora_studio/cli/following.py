@@ -23,12 +23,13 @@ def follow(studio: Studio, run: str) -> History:
     said = 0
     with tqdm(unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
         while True:
+            is_over = history.is_over  # the last events may come in with this look
             now = (history.status, history.step, history.stage)
             if now != shown or sys.stderr.isatty():
                 _draw(bar, history)
                 shown = now
             said = _print_concerns(history, said)
-            if history.is_over:
+            if is_over:
                 return history
             time.sleep(LOOK_EVERY_S)
             history.update()

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,8 +38,7 @@ class EventWriter:
             self._append(b"\n")
         self.at_end: Callable[[], None] | None = None
         """Called once the event that ends a run is written."""
-        self.is_over = False
-        """Whether the event that ends a run was written."""
+        self._ending = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +51,38 @@ class EventWriter:
     ) -> None:
         self.close()
 
-    def write(self, event: str, **fields: Any) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Whether the event that ends a run was written, or is being written."""
+        return self._ending.locked()
+
+    def write(self, event: str, **fields: Any) -> bool:
         """Append one event; a number that is not finite becomes null, and its name is listed.
+
+        A run ends once: of two threads that end it, or a thread and the handler of a signal, the
+        first is heard.
+
+        Returns:
+            Whether it was written: False of an end where there was one before.
 
         Raises:
             OSError: If it cannot be written even with the reserve given up.
         """
+        if event not in ENDS:
+            self._write(event, fields)
+            return True
+        if not self._ending.acquire(blocking=False):
+            return False
+        try:
+            self._write(event, fields)
+        except OSError:
+            self._ending.release()
+            raise
+        if self.at_end is not None:
+            self.at_end()
+        return True
+
+    def _write(self, event: str, fields: dict[str, Any]) -> None:
         broken = [name for name, value in fields.items() if _is_broken(value)]
         fields = {name: None if name in broken else value for name, value in fields.items()}
         if broken:
@@ -64,9 +90,6 @@ class EventWriter:
         entry = {"time": round(time.time(), 3), "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         self._append(line.encode())
-        self.is_over = self.is_over or event in ENDS
-        if event in ENDS and self.at_end is not None:
-            self.at_end()
 
     def close(self) -> None:
         """Close the file and remove the reserve."""

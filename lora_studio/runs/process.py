@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 WORKER = "lora_studio.training.worker"
 GRACE_S = 3.0
+SAME_S = 1.0
+"""A process that began within so long of what was noted is the one that was noted."""
 Wish = Literal["keep", "discard", "pause"]
 # For a worker that is short of memory: every tensor gets pages of its own, given back when it is
 # freed (mallopt(3), M_MMAP_THRESHOLD; other C libraries than glibc do not read it).
@@ -109,16 +112,19 @@ def _note(folder: RunFolder, worker: subprocess.Popen[bytes], written: int) -> N
 def write_identity(file: Path, pid: int, *, written: int = 0) -> None:
     """Write pid and start time, which together name a process for good, by rename.
 
+    The start is noted by the clock and since boot: some systems count the one from the other, and
+    move it when the clock is set.
+
     Args:
         file: Where to.
         pid: The process.
         written: Bytes of events that were there before it.
     """
     try:
-        started = psutil.Process(pid).create_time()
+        born = _birth(psutil.Process(pid))
     except psutil.NoSuchProcess:
-        started = 0.0
-    write_whole(file, json.dumps({"pid": pid, "started": started, "written": written}))
+        born = {"started": 0.0, "since_boot": 0.0}
+    write_whole(file, json.dumps({"pid": pid, **born, "written": written}))
 
 
 def is_running(file: Path) -> bool:
@@ -159,12 +165,15 @@ def stop_asked_s(folder: RunFolder) -> float:
         return 0.0
 
 
-def end(folder: RunFolder, *, grace_s: float = GRACE_S) -> None:
+def end(
+    folder: RunFolder, *, grace_s: float = GRACE_S, unless: Callable[[], bool] = lambda: False
+) -> None:
     """End the worker and all it has started: by a request first, then by force.
 
     Args:
         folder: Whose worker.
         grace_s: Seconds that the request is given.
+        unless: Asked after that; where it says yes, no force is used.
     """
     worker = _process(folder.process)
     if worker is None:
@@ -173,7 +182,7 @@ def end(folder: RunFolder, *, grace_s: float = GRACE_S) -> None:
     family = {worker, *_descendants(worker)}
     log.info("asking the group of %s to end", worker.pid)
     _signal_group(worker.pid, signal.SIGTERM)
-    if _are_gone(folder.process, family, within_s=grace_s):
+    if _are_gone(folder.process, family, within_s=grace_s) or unless():
         return
     log.info("ending the group of %s by force", worker.pid)
     family |= set(_descendants(worker))
@@ -225,20 +234,30 @@ def _signal_group(pid: int, sign: signal.Signals) -> None:
 
 def _process(file: Path) -> psutil.Process | None:
     try:
-        identity = json.loads(file.read_text(encoding="utf-8"))
-        # A worker of this process must be waited for, or it stays a zombie.
-        child = _CHILDREN.get(identity["pid"])
-        if child is not None and child.poll() is not None:
-            return None
-        process = psutil.Process(identity["pid"])
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        _wait_for_child(noted["pid"])
+        process = psutil.Process(noted["pid"])
         if process.status() == psutil.STATUS_ZOMBIE:
-            if child is not None:
-                child.wait()  # it ended since the look above
+            _wait_for_child(noted["pid"])  # it ended since the look above
             return None
-        same = abs(process.create_time() - identity["started"]) < 1
+        born = _birth(process)
+        same = any(abs(when - noted.get(name, math.inf)) < SAME_S for name, when in born.items())
         return process if same else None
     except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
         return None
+
+
+def _birth(process: psutil.Process) -> dict[str, float]:
+    """Return when a process began, in seconds since 1970 and since the system was booted."""
+    started = process.create_time()
+    return {"started": started, "since_boot": started - psutil.boot_time()}
+
+
+def _wait_for_child(pid: int) -> None:
+    """Take note of the end of a worker of this process, or it stays a zombie."""
+    child = _CHILDREN.get(pid)
+    if child is not None and child.poll() is not None:
+        _CHILDREN.pop(pid, None)  # the number may be another's from now on
 
 
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}

@@ -116,9 +116,16 @@ class StandBy:
     def _wait_anew(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = threading.Timer(self._idle_s, self.dismiss)
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(self._idle_s, lambda: self._dismiss_after(timer))
+        timer.daemon = True
+        timer.start()
+        self._timer = timer
+
+    def _dismiss_after(self, timer: threading.Timer) -> None:
+        """End the worker, unless somebody wanted it while the timer waited for its turn."""
+        with self._lock:
+            if timer is self._timer:
+                self._end()
 
 
 def hand_over(

@@ -126,12 +126,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
         together()
         try:
             trainer.write_state(aside)
+            together()
+            size = seal(aside, needs=self._needs) if is_first else 0
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # on a full disk it is in the way
             raise
-        together()
         if is_first:
-            size, best = seal(aside, needs=self._needs), trainer.state.best_global_step
+            best = trainer.state.best_global_step
             aside.rename(place)
             drop_old(self._folder, keep=self._keep, best=best)
             self._events.write("checkpoint", step=step, bytes=size, best=best == step)

@@ -43,13 +43,9 @@ class Webhook:
         self._url = url
         self._folder = folder
         self._events = events
-        self._is_told = False
 
     def tell(self) -> None:
-        """Send how the run ended, the first time this is called; a failure is a warning event."""
-        if self._is_told:
-            return
-        self._is_told = True
+        """Send how the run ended; a failure is a warning event."""
         history = History(self._folder).update()
         try:
             post(self._url, message(history))

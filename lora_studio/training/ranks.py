@@ -88,9 +88,10 @@ class SilentWriter(EventWriter):
     """Takes the events of a process that has nothing to say."""
 
     def __init__(self) -> None:  # no file is opened
-        self.at_end, self.is_over = None, False
+        self.at_end = None
+        self._ending = threading.Lock()
 
-    def write(self, event: str, **fields: object) -> None:
+    def _write(self, event: str, fields: dict[str, Any]) -> None:
         """Write nothing."""
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class Preparation:
     def __init__(self, folder: RunFolder, events: EventWriter) -> None:
         self._folder = folder
         self._events = events
-        self._over = threading.Event()
+        self._over, self._turn = threading.Event(), threading.Lock()
         self._last = ("", 0.0)
         if ranks.leads_machine():
             threading.Thread(target=self._watch, daemon=True).start()
@@ -65,7 +65,8 @@ class Preparation:
 
     def over(self) -> None:
         """From here on the trainer looks at the flag itself."""
-        self._over.set()
+        with self._turn:  # a thread that is about to end the process does so before any step
+            self._over.set()
 
     def leave(self) -> None:
         """End the process; a run that was resumed only to be paused again is paused."""
@@ -81,8 +82,9 @@ class Preparation:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_FOR_STOP_S):
-            if self._folder.stop.exists():
-                self.leave()
+            with self._turn:
+                if not self._over.is_set() and self._folder.stop.exists():
+                    self.leave()
 
 
 def run(
@@ -199,8 +201,9 @@ def _step_to_resume(folder: RunFolder, events: EventWriter) -> int:
 
 
 def _leave(events: EventWriter, **how: bool) -> None:
-    """End the process now, with those it has started."""
-    events.write("stopped", kept=False, **how)
+    """End the process now, with those it has started; whoever ends it already goes on with it."""
+    if not events.write("stopped", kept=False, **how):
+        return
     process.end_children()
     ranks.leave(0)
 
