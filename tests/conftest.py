@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +90,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def thread_s() -> Iterator[Callable[[], float]]:
+    """Tell the processor time of this thread alone, and collect none of the garbage of others."""
+    gc.collect()
+    gc.disable()
+    yield time.thread_time
+    gc.enable()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
     app.kill()
     worker.kill()
     app.wait()
-    worker.wait(timeout=10)  # the system gives it back when its parent is gone
+    worker.wait(timeout=WAIT_S)  # the system gives it back when its parent is gone
     assert not process.is_running(history.folder.process)
     until(history, holds=lambda found: found.status == "lost")
     kept = history.resumable
@@ -189,7 +189,9 @@ def test_app_and_worker_killed_together_leave_a_run_that_goes_on(
     assert (history.status, history.step) == ("finished", kept + 3)
 
 
-def test_two_hundred_runs_are_listed_in_a_moment(settings: Settings, recipe: Recipe) -> None:
+def test_two_hundred_runs_are_listed_in_a_moment(
+    settings: Settings, recipe: Recipe, thread_s: Callable[[], float]
+) -> None:
     settings.runs.mkdir(parents=True)
     for number in range(200):
         folder = create(settings.runs, replace(recipe, name=f"run {number}"))
@@ -199,15 +201,15 @@ def test_two_hundred_runs_are_listed_in_a_moment(settings: Settings, recipe: Rec
         lines = [json.dumps({"time": 1000.0} | event) for event in told]
         folder.events.write_text("\n".join([*lines, ""]), encoding="utf-8")
     studio = open_studio(settings.home)
-    start = time.process_time()
+    start = thread_s()
     found = studio.runs.all()
-    taken = time.process_time() - start
+    taken = thread_s() - start
     assert len(found) == 200
     assert {history.status for history in found} == {"finished"}
     assert taken < 1.0
-    start = time.process_time()
+    start = thread_s()
     assert len(studio.runs.all()) == 200
-    assert time.process_time() - start < 0.2
+    assert thread_s() - start < 0.2
 
 
 def said_of(home: Path) -> str:

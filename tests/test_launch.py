@@ -276,7 +276,7 @@ def run_on_two_nodes(script: Path, folder: Path) -> list[tuple[list[str], str]]:
         "LORA_STUDIO_HOME": str(folder / "home"),
         "TOLD": str(folder / "told"),
     }
-    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=20)
+    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=120)
     told = []
     for line in (folder / "told").read_text(encoding="utf-8").splitlines():
         *words, home = line.removesuffix("\0").split("\0")

@@ -29,8 +29,8 @@ pytestmark = [
 ]
 
 WAIT_S = 240.0
-WITHIN_S = 10.0
-"""Five seconds, and as many for a machine that has much else to do; the phases take a minute."""
+WITHIN_S = 40.0
+"""Five seconds, and more for a machine that stands still at times; a phase takes ten minutes."""
 Begin = Callable[..., History]
 EARLY = ("training.eval_steps=1", "training.max_steps=50")
 
@@ -90,6 +90,14 @@ def lives(member: psutil.Process) -> bool:
         return False
 
 
+def all_gone(family: list[psutil.Process]) -> None:
+    """Wait until none of them lives: a killed one takes its last breath when it gets a core."""
+    deadline = time.monotonic() + WAIT_S
+    while any(lives(member) for member in family):
+        assert time.monotonic() < deadline, family
+        time.sleep(0.02)
+
+
 def gone_within(history: History, seconds: float, *, since: float) -> None:
     """Wait until a run is over and its process gone; see that it was so in time."""
     leave(history)
@@ -124,8 +132,7 @@ def test_a_stop_while_preparing_ends_it_with_all_it_started(
     assert history.status == "stopped"
     assert "nothing to keep" in str(history.cause)
     assert said(history) == "Stopped."
-    psutil.wait_procs(family, timeout=1)
-    assert not any(lives(member) for member in family)
+    all_gone(family)
 
 
 def test_a_stop_while_the_model_is_downloaded_ends_the_download(
@@ -138,8 +145,7 @@ def test_a_stop_while_the_model_is_downloaded_ends_the_download(
     gone_within(history, WITHIN_S, since=asked)
     assert history.status == "stopped"
     assert "nothing to keep" in str(history.cause)
-    psutil.wait_procs(family, timeout=1)
-    assert not any(lives(member) for member in family)
+    all_gone(family)
 
 
 # While it trains
@@ -189,7 +195,7 @@ def test_who_asks_a_hanging_run_twice_keeps_its_last_checkpoint(
 
 
 def test_a_run_discarded_while_saving_leaves_nothing(studio: Studio, begin: Begin) -> None:
-    history = begin("save:short", at("save"), "training.max_steps=1")
+    history = begin("save:sleep", at("save"), "training.max_steps=1")
     asked = time.monotonic()
     studio.training.stop(history.folder.id, keep=False)
     gone_within(history, WITHIN_S, since=asked)

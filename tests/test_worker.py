@@ -64,14 +64,20 @@ def finished(home: Path, recipe: Recipe) -> History:
     """A run that went its whole way, seen by a second studio that was opened meanwhile."""
     first = open_studio(home, hub_token=f"{TOKEN}1")
     run = first.training.start(recipe, token=f"{TOKEN}2")
-    with pytest.raises(RunError, match=f"The run {run} is training"):
-        first.training.start(recipe)
-    restarted = open_studio(home)
-    active = restarted.runs.active()
-    assert active is not None
-    assert active.folder.id == run
-    with pytest.raises(RunError, match=f"The run {run} is training"):
-        restarted.training.start(recipe)
+    pid = process.pid_of(first.runs.history(run).folder.process)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # so that it is not over before all have looked
+    try:
+        with pytest.raises(RunError, match=f"The run {run} is training"):
+            first.training.start(recipe)
+        restarted = open_studio(home)
+        active = restarted.runs.active()
+        assert active is not None
+        assert active.folder.id == run
+        with pytest.raises(RunError, match=f"The run {run} is training"):
+            restarted.training.start(recipe)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     return finish(restarted, run)
 
 
@@ -184,8 +190,12 @@ def test_a_stop_during_training_keeps_what_was_learned(home: Path, endless: Reci
 
 
 def test_a_stop_while_preparing_ends_it_and_says_that_nothing_was_kept(
-    home: Path, endless: Recipe
+    home: Path, endless: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It prepares for so long that a machine may stand still before it is asked to stop.
+    monkeypatch.setattr(process, "WORKER", "slow_worker")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("SLOW", "start:sleep")
     studio = open_studio(home)
     run = studio.training.start(endless)
     history = studio.runs.history(run)
