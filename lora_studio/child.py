@@ -59,6 +59,7 @@ class Child:
         self._turn = threading.Lock()
         self._state = threading.Lock()
         self._link: _Link | None = None
+        self._is_closed = False
         self._tickets = itertools.count(1)
 
     @property
@@ -81,7 +82,7 @@ class Child:
                 exception; `chat.child_died` or `chat.child_closed` if the child ends meanwhile.
         """
         with self._turn:
-            link = self._open()
+            link = self._running()
             self._send(link, (next(self._tickets), False, method, kwargs))
             kind, value = self._receive(link)
         if kind == "error":
@@ -100,7 +101,7 @@ class Child:
         self._turn.acquire()
         is_going_on = False
         try:
-            link = self._open()
+            link = self._running()
             ticket = next(self._tickets)
             self._send(link, (ticket, True, method, kwargs))
             is_going_on = True
@@ -134,17 +135,26 @@ class Child:
             self.close()
 
     def close(self) -> None:
-        """End the child, which gives back every byte; the next call starts a fresh one.
+        """End the child, which gives back every byte.
 
-        A call that is waiting meanwhile raises `chat.child_closed`.
+        A call that is waiting meanwhile raises `chat.child_closed`, and so does every later one
+        until `open`: whoever began before must not start a child for which there is no room now.
         """
         with self._state:
             link, self._link = self._link, None
+            self._is_closed = True
         if link is not None:
             link.end()
 
-    def _open(self) -> _Link:
+    def open(self) -> None:
+        """Let calls start a child again; it starts with the first of them."""
         with self._state:
+            self._is_closed = False
+
+    def _running(self) -> _Link:
+        with self._state:
+            if self._is_closed:
+                raise StudioError("chat.child_closed")
             if self._link is None or not self._link.process.is_alive():
                 self._link = _start(self._factory, self._args)
             return self._link
@@ -210,6 +220,7 @@ class InProcess:
         self._args = args
         self._building = threading.Lock()
         self._target: Any = None
+        self._is_closed = False
 
     @property
     def alive(self) -> bool:
@@ -222,8 +233,14 @@ class InProcess:
         return os.getpid() if self.alive else None
 
     def call(self, method: str, **kwargs: Any) -> Any:
-        """Call a method of the object, and return its result."""
+        """Call a method of the object, and return its result.
+
+        Raises:
+            StudioError: `chat.child_closed` between `close` and `open`.
+        """
         with self._building:
+            if self._is_closed:
+                raise StudioError("chat.child_closed")
             if self._target is None:
                 self._target = _resolve(self._factory)(*self._args)
             target = self._target
@@ -244,8 +261,14 @@ class InProcess:
         self.close()
 
     def close(self) -> None:
-        """Let go of the object."""
-        self._target = None
+        """Let go of the object; calls are refused until `open`."""
+        with self._building:
+            self._target = None
+            self._is_closed = True
+
+    def open(self) -> None:
+        """Let calls build the object again."""
+        self._is_closed = False
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ command line's own.
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ class Workbench:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._tokenizers: dict[Path, Any] = {}
+        self._tokenizer_of: tuple[Path | None, Any] = (None, None)
         self._histograms: dict[Path, dict[str, Any]] = {}
         self._last: tuple[Any, Prepared | None] = (None, None)
         self._is_stopped = threading.Event()
@@ -284,15 +285,15 @@ class Workbench:
         return self._prepared(recipe, token, progress)
 
     def _tokenizer(self, recipe: Recipe, token: str | None, progress: Progress) -> Any:
-        """Return the tokenizer of a recipe's base, with the chat template it came with or none."""
+        """Return a tokenizer of a recipe's base, with the chat template it came with or none."""
         folder = self._folder(recipe.model.source, token, progress, weights=False)
-        if folder not in self._tokenizers:
+        known, tokenizer = self._tokenizer_of
+        if known != folder:
             progress("start", 0, 0)
             tokenizer = load_tokenizer(folder)
-            self._tokenizers = {folder: (tokenizer, tokenizer.chat_template)}
-        # One without a template is given that of the recipe, each time anew.
-        tokenizer, tokenizer.chat_template = self._tokenizers[folder]
-        return tokenizer
+            self._tokenizer_of = folder, tokenizer
+        # One without a template is given that of a recipe, while the work before may go on.
+        return copy.copy(tokenizer)
 
     def _prepared(self, recipe: Recipe, token: str | None, progress: Progress) -> Prepared:
         prepared = prepare(

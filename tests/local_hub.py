@@ -14,6 +14,11 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+import pytest
+from huggingface_hub import constants
+
+from lora_studio.models import hub as models_hub
+
 SHA = "a" * 40
 REPOSITORY = "owner/name"
 
@@ -79,6 +84,14 @@ class Hub:
                 self._server.shutdown()
                 self._server.server_close()
                 self._server = None
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for this Hub as long as the machine takes: it answers, or it is gone at once."""
+    monkeypatch.setattr(models_hub, "ANSWER_WITHIN_S", 120.0)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 120)
+        monkeypatch.setenv(name, "120")  # for a worker
 
 
 @dataclass

@@ -26,8 +26,8 @@ def make_sorter(
     model = load_classifier(base, "fp32", "cpu", labels=labels, seed=SEED)
     kind = model.config.model_type
     config = {"r": 4, "target_modules": TARGETS[kind], "fan_in_fan_out": kind == "gpt2"} | config
-    wrapped = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **config))
     torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **config))
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad and ("lora_B" in name or "modules_to_save" in name):
             torch.nn.init.normal_(parameter, std=0.5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from kept import save, write_run
-from local_hub import SHA, Hub
+from local_hub import SHA, Hub, be_patient
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sorting import LABELS, make_sorter
@@ -550,6 +550,7 @@ def hub(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    be_patient(monkeypatch)
     yield server
     server.go_away()
 

@@ -22,7 +22,10 @@ from lora_studio.library.names import PEFT, Origin, write_origin
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+    pytest.mark.usefixtures("one_thread"),
+]
 NAME = "poems-a1"
 PANES = [Pane(messages=ASK), Pane(adapter=NAME, messages=ASK)]
 LONG = Sampling(max_new_tokens=300)

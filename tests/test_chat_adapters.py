@@ -18,7 +18,10 @@ from lora_studio.chat.request import Pane, Sampling
 from lora_studio.errors import AdapterError
 
 # See test_chat_engine.py.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def save_adapter(base: Path, folder: Path, *, embeddings: bool = False, **config) -> Path:

@@ -19,7 +19,10 @@ from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 
 # See test_chat_engine.py.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 TEXT = "A coffee shop near the city centre."
 

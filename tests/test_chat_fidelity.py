@@ -171,6 +171,7 @@ def test_after_a_training_on_the_same_files(tiny_llama, tmp_path) -> None:
     fingerprint = weights_fingerprint(tiny_llama)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    torch.manual_seed(0)
     wrapped = get_peft_model(model, config)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1)
     ids = torch.randint(5, 300, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,11 +14,17 @@ from answering import ASK, make_adapter
 
 from lora_studio.cases.machine import Machine
 from lora_studio.chat.request import Pane, Sampling
+from lora_studio.child import InProcess
+from lora_studio.errors import StudioError
 from lora_studio.library.names import PEFT, Origin, write_origin
+from lora_studio.runs.accelerator import Job
 from lora_studio.settings import Settings
 from lora_studio.studio import Studio
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+    pytest.mark.usefixtures("one_thread"),
+]
 NAMES = ("poems-a1", "tales-a1")
 FIRST, SECOND = NAMES
 
@@ -83,6 +90,31 @@ def test_a_base_that_is_gone_is_fetched_anew(
     ask(studio, FIRST)
     assert fetched == [str(base)] * 2
     assert studio._machine.bases[key] == base
+
+
+@pytest.mark.parametrize("before", ["load", "generate"])
+def test_a_training_that_comes_in_between_has_the_accelerator_to_itself(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    accelerator, training = studio._machine.accelerator, Job("training", ("a-run-1",))
+    call = InProcess.call
+
+    def late(self: InProcess, method: str, **asked: Any) -> Any:
+        if method == before:
+            with accelerator.guard():
+                studio.workers.free_accelerator()
+                accelerator.assign(training, os.getppid())
+        return call(self, method, **asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "call", late)
+        with pytest.raises(StudioError) as caught:
+            ask(studio, FIRST)
+    assert caught.value.key == "chat.child_closed"
+    assert not studio._machine.chat.alive
+    assert accelerator.holder() == training
+    accelerator.clear()
+    assert ask(studio, FIRST) == [FIRST]
 
 
 def test_those_who_are_asked_are_attached_and_nobody_else(studio: Studio) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lora_studio.chat.turns import Turns
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 def stand(turns: Turns, told: list[int], served: list[str], name: str) -> threading.Thread:

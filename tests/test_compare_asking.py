@@ -324,6 +324,22 @@ def test_a_new_conversation_silences_the_answers_of_the_old_one(open_tab) -> Non
     assert studio.stopped == ["tab/compare"] * 2
 
 
+def test_a_question_asked_right_after_the_adapter_was_chosen_is_answered(open_tab) -> None:
+    tab, studio = open_tab(*FULL)
+    stream = tab.tab.answer(tab.request, "Who?", *tab.values)
+    for _ in range(3):
+        tab.step(stream)
+    who = ["base", "sea-1", None, None]
+    tab.show(tab.tab.follow_run(tab.request, "sea-1", tab.floor, False, *who))
+    tab.run(stream)
+    assert tab.chats() == [["Who?", "I."], ["Who?", "The sea."]]
+    tab.show(tab.tab.follow_run(tab.request, "poems-1", tab.floor, False, *who))
+    assert tab.chats() == [[], []]
+    assert studio.stopped == ["tab/compare"] * 2
+    # Who comes back to the first finds nothing said.
+    assert not tab.floor.is_for("sea-1")
+
+
 def test_an_edit_while_the_first_question_is_answered_keeps_their_answers_apart(open_tab) -> None:
     tab, studio = open_tab(*FULL)
     old = tab.tab.answer(tab.request, "Who?", *tab.values)

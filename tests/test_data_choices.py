@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,23 @@ def test_half_made_rows_are_removed_and_old_ones_make_room(tmp_path: Path) -> No
     places = [cache.get(at, lambda folder: None) for at in range(KEPT + 3)]
     assert [place.exists() for place in places] == [False] * 3 + [True] * KEPT
     assert not killed.exists()
+
+
+def test_what_another_process_removes_as_it_is_found_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    place = cache.get("a", lambda folder: (folder / "first").touch())
+    utime = os.utime
+
+    def late(path: Path, *times: Any) -> None:
+        if (path / "first").exists():
+            shutil.rmtree(path)
+        utime(path, *times)
+
+    monkeypatch.setattr(caching.os, "utime", late)
+    assert cache.get("a", lambda folder: (folder / "second").touch()) == place
+    assert [file.name for file in place.iterdir()] == ["second"]
 
 
 def test_large_results_make_room_for_the_newest(

@@ -203,10 +203,10 @@ def test_a_few_pairs_in_a_long_text_do_not_look_like_pairs() -> None:
     ],
 )
 def test_hostile_text_takes_little_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     find(text)
     looks_like(text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_document_learned_as_pairs_gives_them_by_line() -> None:
@@ -226,9 +226,9 @@ def test_a_document_learned_as_pairs_gives_them_by_line() -> None:
 def test_a_long_document_is_judged_by_its_beginning() -> None:
     text = written(ENGLISH * 3000, "Q: {q}", "A: {a}")
     assert len(text) > 200_000
-    start = time.perf_counter()
+    start = time.process_time()
     assert looks_like(text * 40)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert not looks_like("Prose. " * 40_000 + text)
 
 

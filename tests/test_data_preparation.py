@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from lora_studio.data.encoding import IGNORE_INDEX, Encoded
 from lora_studio.data.preparation import prepare
 from lora_studio.data.preview import Sample, sample
 from lora_studio.errors import DatasetError, ModelError
-from lora_studio.recipe import ChecksSpec, DataSpec
+from lora_studio.recipe import ChecksSpec, DataSpec, ModelSpec, Recipe
+from lora_studio.settings import Settings
+from lora_studio.workbench import Workbench
 
 
 def add_beginning(tokenizer: Any) -> None:
@@ -308,6 +311,33 @@ def test_missing_answers_can_stop_the_run(tmp_path: Path, tokenizer: Any) -> Non
         refused(tokenizer, file, checks=ChecksSpec(empty_answers="stop")).values["rows"]
         == "rows.jsonl:3"
     )
+
+
+def test_a_preview_that_nobody_waits_for_gives_the_next_nothing_of_its_template(
+    pairs: Path, tiny_gpt2: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins, comes_next, has_ended = (threading.Event() for _ in range(3))
+
+    def slow(data: DataSpec, tokenizer: Any, *about: Any, **more: Any) -> Any:
+        if data.chat_template == "plain":
+            comes_next.set()
+            assert has_ended.wait(120)
+            return prepare(data, tokenizer, *about, **more)
+        begins.set()
+        assert comes_next.wait(120)
+        templates.ensure_chat_template(tokenizer, data.chat_template)
+        has_ended.set()
+        return None
+
+    monkeypatch.setattr("lora_studio.workbench.prepare", slow)
+    bench = Workbench(settings)
+    model = ModelSpec(source=str(tiny_gpt2))
+    left = bench.preview(Recipe(model=model, data=spec(pairs, chat_template="zephyr")))
+    next(left)
+    left.close()
+    assert begins.wait(120)
+    *_, last = bench.preview(Recipe(model=model, data=spec(pairs, chat_template="plain")))
+    assert last["result"]["own_template"] == "plain"
 
 
 @pytest.mark.skipif(not E2E.exists(), reason="the benchmark data is not here")

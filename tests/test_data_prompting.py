@@ -184,18 +184,18 @@ def test_a_broken_template_is_refused_with_its_line(template: str, key: str, lin
     ],
 )
 def test_what_would_harm_fails_soon(template: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DatasetError) as caught:
         read(template)
     assert caught.value.key in {"data.template_fails", "data.template_syntax"}
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_greedy_template_is_not_tried_on_every_row() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DatasetError, match="too much"):
         read("{% set a = [1] %}" + "{% set a = a + a %}" * 60 + "{{ a }}", *([ROW] * 200))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_template_of_a_book_s_length_is_refused() -> None:

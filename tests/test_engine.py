@@ -21,7 +21,7 @@ from lora_studio.training.documents import (
     attend_by_document,
     shared_beginning,
 )
-from lora_studio.training.engine import choose_engine
+from lora_studio.training.engine import _difference, choose_engine
 from lora_studio.training.fused import TokenLoss, fuse, separate
 from lora_studio.training.writing import summed_loss
 
@@ -50,6 +50,7 @@ def adapted(folder: Path, **about: Any) -> Any:
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     is_gpt2 = "gpt2" in type(base).__name__.lower()
     config = LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_gpt2, **about)
+    torch.manual_seed(0)  # what A is drawn from decides how far two ways of computing part
     model = get_peft_model(base, config)
     wake(model)
     without_dropout(model)
@@ -232,6 +233,7 @@ def test_in_16_bit_the_loss_is_the_librarys_as_far_as_rounding_goes(
     base = AutoModelForCausalLM.from_pretrained(tiny_gpt2, dtype=torch.bfloat16)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, fan_in_fan_out=True, bias=bias,
                         target_modules=["c_attn", "c_fc", "c_proj"])  # fmt: skip
+    torch.manual_seed(0)
     net = get_peft_model(base, config)
     wake(net)
     cast_trained(net)
@@ -299,6 +301,32 @@ def test_layers_that_forget_an_adapter_are_caught_before_it_has_learned_anything
     assert engine.packing and not engine.fused
     assert trained and not any(one.any() for one in trained)
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_an_adapter_begins_with_does_not_hide_a_wrong_way(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    from lora_studio.training import fused
+
+    monkeypatch.setitem(fused._FORWARD, "adapted", lambda layer, x: layer.get_base_layer()(x))
+    net = adapted(tiny_llama)
+    torch.manual_seed(seed)
+    for name, one in net.named_parameters():
+        if "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(one, a=5**0.5)  # as PEFT draws it
+        elif "lora_B" in name:
+            torch.nn.init.zeros_(one)
+    engine = choose_engine(net, rows(), TrainingSpec(), precision="fp32", autocast=None, padding=3)
+    assert engine.packing and not engine.fused
+
+
+def test_losses_that_differ_are_not_made_up_for_by_others() -> None:
+    expected = torch.tensor([2.0, 2.0])
+    assert _difference(expected + torch.tensor([0.3, -0.3]), expected) > 0.1
+    assert _difference(expected + 0.2, expected) == pytest.approx(0.1)
+    assert _difference(expected, expected) == 0
+    assert _difference(torch.empty(0), torch.empty(0)) == 0
 
 
 def test_long_rows_are_compared_by_both_their_ends(tiny_llama: Path) -> None:

@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -93,8 +95,8 @@ def test_a_merged_classifier_finds_the_classes_that_the_adapter_finds(
     labels = ("good", "bad", "odd")
     base = load_classifier(tiny_llama, "fp32", "cpu", labels=labels, seed=7)
     config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"])
-    wrapped = get_peft_model(base, config)
     torch.manual_seed(3)
+    wrapped = get_peft_model(base, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter)
@@ -439,6 +441,24 @@ def test_what_a_killed_export_left_goes_and_one_that_goes_on_stays(tmp_path):
         other.wait()
     whole.sweep(folder)
     assert list(folder.iterdir()) == []
+
+
+def test_an_export_waits_for_who_tidies_up_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "TIDIED_WITHIN_S", 120)
+    is_there = threading.Event()
+
+    def tidy() -> None:
+        with whole._alone(tmp_path / "a"):
+            is_there.set()
+            time.sleep(0.3)
+
+    tidying = threading.Thread(target=tidy)
+    tidying.start()
+    assert is_there.wait(60)
+    with whole.written_whole(tmp_path / "a", needed=0) as partial:
+        partial.touch()
+    tidying.join()
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_earlier_export_that_was_moved_aside_when_the_process_died_comes_back(tmp_path):

@@ -35,7 +35,7 @@ from lora_studio.runs.events import EventWriter
 from lora_studio.runs.folder import create
 from lora_studio.settings import Settings
 from tests.exporting import named, save_adapter, silent
-from tests.local_hub import Hub, Made
+from tests.local_hub import Hub, Made, be_patient
 
 # See test_chat_engine.py.
 pytestmark = [
@@ -55,6 +55,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # before it tries again
+    be_patient(monkeypatch)
     yield server
     server.go_away()
 

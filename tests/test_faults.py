@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local_hub import REPOSITORY, Hub
+from local_hub import REPOSITORY, Hub, be_patient
 from safetensors.torch import load_file
 from workers import WAIT_S, finish, open_studio, until
 
@@ -131,6 +131,7 @@ def test_a_hub_that_goes_away_in_the_middle_of_the_weights_fails_a_run_and_not_t
     tmp_path: Path, recipe: Recipe, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(tiny_llama)
+    be_patient(monkeypatch)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

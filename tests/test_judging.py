@@ -174,7 +174,10 @@ def test_what_is_gone_cannot_be_taken_back(store: VoteStore) -> None:
         store.remove(number)
 
 
-def test_votes_of_several_tabs_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_votes_of_several_tabs_at_once_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.judging.store.WAIT_S", 120.0)
     file = tmp_path / "votes.sqlite"
 
     def tab(name: int) -> None:
@@ -340,8 +343,12 @@ def test_other_weights_of_a_name_are_another_contender(store: VoteStore) -> None
         store.cast(vote(1, asked=str(number), weights=weights, precision="bf16"))
     first, second = win_rates(store)
     assert (first.all.votes, second.all.votes) == (2, 1)
-    today = store.all()[0].vote.cast_at[:10]
-    assert first.left.named("en") == f"cafe-1 (weights aaaaaa, last vote {today})"
+    last = max(
+        one.vote.cast_at
+        for one in store.all()
+        if "aaaaaaaa" in one.vote.answers[1].weights.values()
+    )
+    assert first.left.named("en") == f"cafe-1 (weights aaaaaa, last vote {last[:10]})"
     assert "cafe-1(가중치 bbbbbb, " in second.say("ko")
     store.cast(vote(1, asked="Another base?", weights="aaaaaaaa", base="other/model"))
     (only,) = win_rates(store, "other/model")

@@ -81,6 +81,15 @@ def texts(batch: Batch) -> list[list[str | None]]:
     return [[one["text"] if one else None for one in row["answers"]] for row in batch.table()]
 
 
+def test_tables_are_listed_as_they_were_begun_also_within_a_second(tmp_path: Path) -> None:
+    names = [Batch.start(tmp_path, asked_of(BASE)).name for _ in range(8)]
+    old = Batch.start(tmp_path, asked_of(BASE))
+    (tmp_path / f"{old.name}.jsonl").rename(tmp_path / "20260101-120000-abcdef.jsonl")
+    assert listed(tmp_path) == [*names[::-1], "20260101-120000-abcdef"]
+    assert known(tmp_path, names[0]).begun > time.time() - 600
+    assert known(tmp_path, "20260101-120000-abcdef").begun == 1767268800.0
+
+
 def test_a_batch_asks_everybody_everything_and_is_found_again(tmp_path: Path) -> None:
     batch = Batch.start(tmp_path, asked_of(BASE, CAFE))
     progress = list(fill(batch, Answering()))

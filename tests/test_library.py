@@ -428,7 +428,8 @@ def test_what_was_deleted_comes_back_as_it_was(settings: Settings, studio: Studi
 def test_a_name_that_was_taken_meanwhile_is_not_taken_again(
     settings: Settings, studio: Studio
 ) -> None:
-    write_run(settings, losses=(3.0,))
+    first = write_run(settings, losses=(3.0,))
+    os.utime(first.recipe, (1000, 1000))  # a clock may tell no two moments apart within 10 ms
     assert studio.runs.history("poems-1").step == 1
     key = studio.library.delete(["poems-1"])[0]
     write_run(settings, losses=(3.0, 2.0))
@@ -774,7 +775,8 @@ def shown(settings: Settings) -> Studio:
     few = dataclasses.replace(settings, most_runs=3)
     for age, name in enumerate(("new-a1", "mid-a1", "old-a1")):
         folder = write_elsewhere(few, name)
-        os.utime(folder / ORIGIN, (time.time() - 100 * age,) * 2)
+        # Older than what comes next, whose times are those of the last tick of the clock.
+        os.utime(folder / ORIGIN, (time.time() - 100 * (age + 1),) * 2)
     return Studio(few, Machine.open(few, isolated=False))
 
 

@@ -775,10 +775,10 @@ def test_an_expression_that_is_slow_on_what_was_written_costs_nothing_but_its_sc
 
 
 def test_an_expression_that_never_ends_is_given_up_in_words() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(StudioError, match="searched one answer for more than"):
         matcher(r"(a|aa)+$")("a" * 60 + "b", "a")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import constants, errors, file_download
-from local_hub import Hub
+from local_hub import Hub, be_patient
 from safetensors.torch import load_file, save_file
 
 from lora_studio.errors import ModelError
@@ -49,6 +49,7 @@ def local_hub(repository, tmp_path, monkeypatch) -> Iterator[Hub]:
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    be_patient(monkeypatch)
     yield server
     server.go_away()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from lora_studio.cases.runs import Runs
 from lora_studio.errors import RunError, StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.runs import events as events_module
@@ -26,6 +28,7 @@ from lora_studio.runs.accelerator import Accelerator, Job
 from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder, create, find, listed, slug
 from lora_studio.runs.history import STARTING_S, History
+from lora_studio.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 WAIT_S = 120.0
@@ -225,6 +228,36 @@ def test_runs_are_named_after_the_recipe_and_never_twice(tmp_path: Path) -> None
     assert find(runs, "우리-집-1").read_recipe() == Recipe().with_files(["/x/우리 집.csv"])
 
 
+def test_a_run_is_listed_with_its_whole_recipe_or_not_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("lora_studio.files.os.fsync", lambda _: seen.append(listed(tmp_path)))
+    folder = create(tmp_path, Recipe())
+    assert seen == [[]]
+    assert listed(tmp_path) == [folder]
+
+
+def test_runs_of_the_same_moment_have_an_order(tmp_path: Path) -> None:
+    for _ in range(9):
+        os.utime(create(tmp_path, Recipe()).recipe, (1e9, 1e9))
+    assert [folder.id for folder in listed(tmp_path)] == [f"run-{at}" for at in range(9, 0, -1)]
+
+
+def test_a_run_of_the_name_and_the_time_of_another_is_not_taken_for_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    runs = Runs(settings, Accelerator(settings.home))
+    first, second = create(settings.runs, Recipe()), create(tmp_path / "aside", Recipe())
+    for folder in (first, second):
+        os.utime(folder.recipe, (1e9, 1e9))
+    write(first, ("finished", {"steps": 1}))
+    assert runs.history("run-1").status == "finished"
+    shutil.rmtree(first.path)
+    second.path.rename(first.path)
+    assert runs.history("run-1").status != "finished"
+
+
 @pytest.mark.parametrize(
     "name", ["../../etc", "/etc/passwd", "..", "a/../b", "C:\\x", "\0", "x" * 999]
 )
@@ -249,10 +282,10 @@ def test_an_id_is_compared_and_never_a_path(folder: RunFolder, run: str) -> None
 def test_a_disk_that_takes_no_recipe_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> int:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("lora_studio.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         create(tmp_path / "runs", Recipe(name="x"))
     assert list((tmp_path / "runs").iterdir()) == []
@@ -713,6 +746,16 @@ def test_a_note_whose_process_is_gone_counts_for_nothing(
     accelerator.check(None)
     accelerator.assign(Job("compare", ("b",)), os.getpid())
     assert accelerator.is_mine()
+
+
+def test_the_same_job_of_another_process_is_not_given_back(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    accelerator, job = Accelerator(tmp_path), Job("compare", ("a",))
+    accelerator.assign(job, os.getpid())
+    accelerator.assign(job, sleeper.pid)
+    accelerator.release(job)
+    assert accelerator.holder() == job
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", "null", '{"kind": "training"}', '{"other": 1}'])

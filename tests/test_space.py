@@ -395,7 +395,7 @@ def test_a_first_step_without_end_is_ended_too(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(worker, "PREPARING_S", 0)
     worker._hard_limit(events, None)  # type: ignore[arg-type]
     worker._hard_limit(events, 1)  # type: ignore[arg-type]
-    assert left.wait(10)
+    assert left.wait(60)
     assert written == [{"stopped": {"kept": False, "timed_out": True}}]
 
 

@@ -73,7 +73,8 @@ class Loading:
             others are before, how many; then the events of `work`, none if it was stopped.
 
         Raises:
-            StudioError: If base or adapters cannot be loaded, or another job is busy.
+            StudioError: If base or adapters cannot be loaded, or another job is busy or comes
+                meanwhile.
         """
         first, ticket = of or adapters[0], ticket or Ticket()
         precision = first.precision_on(self._machine.hardware)
@@ -94,6 +95,7 @@ class Loading:
             with self._machine.accelerator.guard():
                 self._workers.refuse_while_busy()
                 self._machine.accelerator.assign(job, os.getpid())
+                self._machine.chat.open()  # a training that comes from now on closes it
             try:
                 self._machine.chat.call(
                     "load",

@@ -29,8 +29,8 @@ class Runs:
     def __init__(self, settings: Settings, accelerator: Accelerator) -> None:
         self._settings = settings
         self._accelerator = accelerator
-        self._histories: dict[str, tuple[int, History]] = {}
-        """With when its recipe was written, in nanoseconds."""
+        self._histories: dict[str, tuple[tuple[int, int], History]] = {}
+        """With which file its recipe is, and when it was written, in nanoseconds."""
 
     def history(self, run_id: str) -> History:
         """Return what a run has been through so far.
@@ -106,10 +106,11 @@ class Runs:
         One that was deleted may have left its name to another.
         """
         try:
-            written_ns = folder.recipe.stat().st_mtime_ns
+            recipe = folder.recipe.stat()
         except FileNotFoundError as error:
             raise RunError("run.unknown", run=folder.id) from error
+        written = recipe.st_ino, recipe.st_mtime_ns
         known = self._histories.get(folder.id)
-        if known is None or known[0] != written_ns:
-            known = self._histories[folder.id] = written_ns, History(folder)
+        if known is None or known[0] != written:
+            known = self._histories[folder.id] = written, History(folder)
         return known[1].update()

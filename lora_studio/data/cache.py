@@ -42,19 +42,22 @@ class Cache:
         """
         text = json.dumps(depends_on, sort_keys=True, ensure_ascii=False)
         place = self._folder / hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        if not place.is_dir():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=self._folder, prefix="."))
-            try:
-                make(partial)
-                with suppress(OSError):  # somebody else may have made it meanwhile
-                    partial.rename(place)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        os.utime(place)
+        if not _is_used(place):
+            self._make(place, make)
+            _is_used(place)
         with suppress(FileNotFoundError):  # somebody else makes room at the same time
             self._make_room()
         return place
+
+    def _make(self, place: Path, make: Callable[[Path], None]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=self._folder, prefix="."))
+        try:
+            make(partial)
+            with suppress(OSError):  # somebody else may have made it meanwhile
+                partial.rename(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _make_room(self) -> None:
         """Remove what was not used for longest; open files of it stay readable.
@@ -70,6 +73,15 @@ class Cache:
         killed = [entry for entry in half if _last_used(entry) < abandoned]
         for old in [*made[max(fitting, 1) :], *killed]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_used(place: Path) -> bool:
+    """Note that a folder is used now; return whether it was there for that."""
+    try:
+        os.utime(place)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _last_used(entry: Path) -> float:

@@ -25,6 +25,8 @@ GB = 1e9
 SPARE_BYTES = 200_000_000
 """What is left free on a disk beside an export."""
 EXPORTING = "exporting-"
+TIDIED_WITHIN_S = 1.0
+"""So long whoever removes what others left may have a target: that is no export."""
 ASIDE = re.compile(rf"\.(.+)\.{EXPORTING}[^.]+")
 EARLIER = ".earlier"
 
@@ -44,7 +46,7 @@ def written_whole(target: Path, *, needed: int, replaces: bool = False) -> Itera
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
+        with _alone(target, within_s=TIDIED_WITHIN_S):
             _clear(target)
             _refuse_there(target, replaces=replaces)
             require_space(target.parent, needed)
@@ -94,15 +96,19 @@ def unwritten(error: OSError | SafetensorError, target: Path) -> StudioError:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _alone(target: Path, *, within_s: float = 0) -> Iterator[None]:
     """Keep a target to oneself.
 
+    Args:
+        target: The export.
+        within_s: Seconds that whoever has it is given.
+
     Raises:
-        StudioError: If another export has it.
+        StudioError: If another has it all that time.
     """
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=within_s)
     except Timeout as error:
         raise StudioError("shipping.being_exported", path=str(target)) from error
     try:

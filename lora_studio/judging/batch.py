@@ -27,7 +27,7 @@ from lora_studio.judging.prompts import Prompt
 
 SUFFIX = ".jsonl"
 STAMP = "%Y%m%d-%H%M%S"
-"""Of the time in a name, UTC."""
+"""Of the seconds in a name, UTC; the rest of the time follows, and what makes it the only one."""
 CELLS = ("text", "reason", "tokens", "seconds")
 """What a CSV has of an answer."""
 
@@ -93,7 +93,9 @@ class Batch:
         Raises:
             RunError: If the disk does not take it.
         """
-        name = f"{time.strftime(STAMP, time.gmtime())}-{secrets.token_hex(3)}"
+        seconds, rest_ns = divmod(time.time_ns(), 10**9)
+        stamp = time.strftime(STAMP, time.gmtime(seconds))
+        name = f"{stamp}-{rest_ns:08x}{secrets.token_hex(3)}"
         file = folder / f"{name}{SUFFIX}"
         head = {
             "base": asked.base,

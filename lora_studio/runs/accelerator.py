@@ -84,9 +84,9 @@ class Accelerator:
         write_identity(self._identity, pid)
 
     def release(self, job: Job) -> None:
-        """Give it back, if it is this job that holds it."""
+        """Give it back, if it is this job of this process that holds it."""
         with self._guard:
-            if self.holder() == job:
+            if self.holder() == job and self.is_mine():
                 self.clear()
 
     def clear(self) -> None:

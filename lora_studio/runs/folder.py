@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import RecipeError, RunError, StudioError
+from lora_studio.files import write_whole
 from lora_studio.recipe import Recipe
 from lora_studio.recipes.upgrade import read_recipe
 
@@ -152,7 +153,7 @@ def create(runs: Path, recipe: Recipe) -> RunFolder:
         except FileExistsError:
             continue
         try:
-            folder.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+            write_whole(folder.recipe, recipe.to_yaml())
         except OSError:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
@@ -180,12 +181,15 @@ def listed(runs: Path) -> list[RunFolder]:
 
 
 def newest_first(files: Iterable[Path]) -> list[Path]:
-    """Return files by when they were written; one that was deleted a moment ago is left out."""
+    """Return files by when they were written; one that was deleted a moment ago is left out.
+
+    Those written at the same time stand in an order of their own, which stays.
+    """
     found = []
     for file in files:
         with suppress(FileNotFoundError):
             found.append((file.stat().st_mtime_ns, file))
-    return [file for _, file in sorted(found, key=lambda pair: -pair[0])]
+    return [file for _, file in sorted(found, reverse=True)]
 
 
 def slug(name: str) -> str:

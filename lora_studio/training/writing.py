@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch.nn import functional
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -108,16 +109,38 @@ def summed_loss(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         model: A PeftModel, or what wraps it to be trained by many processes.
         batch: As `documents.EndToEnd` and `documents.Padded` make it, on the model's device.
     """
-    labels, sources = batch["labels"], batch["sources"]
-    rest = {name: batch[name] for name in READ if name in batch}
-    base = extract_model_from_parallel(model).get_base_model()
-    balance = _balance(base) if model.training else 0.0
-    if balance:
-        rest["output_router_logits"] = True
-    with _only_scored(base, sources):
-        output = model(**rest, use_cache=False)
+    labels = batch["labels"]
+    balance = _balance(_base(model)) if model.training else 0.0
+    output = _scored(model, batch, **({"output_router_logits": True} if balance else {}))
     total: torch.Tensor = TokenLoss.apply(output.logits[0], labels, LOSS_CHUNK)
     return total + balance * output.aux_loss * len(labels) if balance else total
+
+
+@torch.no_grad()
+def token_losses(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return the cross entropy of each labelled token, float32, shape (N,).
+
+    Args:
+        model: As in `summed_loss`.
+        batch: Likewise; the tokens are in the order of its `labels`.
+    """
+    scores = _scored(model, batch).logits[0].split(LOSS_CHUNK)
+    found = [
+        functional.cross_entropy(some.float(), wanted, reduction="none")
+        for some, wanted in zip(scores, batch["labels"].split(LOSS_CHUNK), strict=True)
+    ]
+    return torch.cat(found)
+
+
+def _base(model: Any) -> Any:
+    return extract_model_from_parallel(model).get_base_model()
+
+
+def _scored(model: Any, batch: Mapping[str, Any], **about: Any) -> Any:
+    """Return what a model says to a batch, whose logits are those of `_only_scored`."""
+    read = {name: batch[name] for name in READ if name in batch}
+    with _only_scored(_base(model), batch["sources"]):
+        return model(**read, **about, use_cache=False)
 
 
 def _balance(base: Any) -> float:
