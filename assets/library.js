@@ -108,10 +108,7 @@ function tell(text, keys) {
   at('[data-act=undo]').hidden = !undo.length;
 }
 
-async function look() {
-  const query = JSON.stringify(asked), answer = await server.found({ ...asked });
-  if (query === JSON.stringify(asked)) show(answer); // a later question has its own answer
-}
+const look = () => drawNewest(server.found({ ...asked }), show);
 
 async function disk() {
   const answer = await server.room({});

@@ -1,5 +1,5 @@
 // The runs that wait: asks who stands where, and lets them move or leave.
-let words = {}, busy = null;
+let words = {}, busy = null, free = 0;
 
 function rowOf(run) {
   const row = make('li');
@@ -44,16 +44,18 @@ function show(line) {
   write('.title', line.title); write('.why', line.rows.length ? line.why : '');
   if (line.told) write('.told', line.told);
   draw(line);
-  // What the start button says follows from it.
-  if (busy !== line.busy) { busy = line.busy; trigger('tick', { busy }); }
+  // What the start button says follows from it. Between two runs the device looks free for a moment:
+  // that is believed when it is seen again.
+  free = line.busy ? 0 : free + 1;
+  if (busy !== line.busy && free !== 1) { busy = line.busy; trigger('tick', { busy }); }
 }
 
 element.addEventListener('click', async (event) => {
   const node = event.target.closest('button[data-act]');
   if (!node) return;
   const row = node.closest('li'), place = [...at('ol').children].indexOf(row), run = row.dataset.run;
-  if (node.dataset.act === 'leave') return show(await server.leave({ run }));
-  show(await server.move({ run, to: place + (node.dataset.act === 'up' ? -1 : 1) }));
+  if (node.dataset.act === 'leave') return drawAct(server.leave({ run }), show);
+  drawAct(server.move({ run, to: place + (node.dataset.act === 'up' ? -1 : 1) }), show);
 });
 
-every(2000, async () => { if (!document.hidden) show(await server.line({})); });
+every(2000, async () => { if (!document.hidden) await drawNewest(server.line({}), show); });

@@ -26,6 +26,11 @@ function onTheme(callback) {
   watcher.observe(document.body, { attributes: true, attributeFilter: ['class'] });
 }
 
+// Draws what a look finds, unless a later look has begun by then or an act has ended: those know better.
+let newest = 0;
+async function drawNewest(look, draw) { const mine = ++newest, found = await look; if (mine === newest) draw(found); }
+async function drawAct(act, draw) { const done = await act; newest += 1; draw(done); }
+
 // One look after the other, so that no two answers are ever drawn at once. A look may return another
 // pause, and its failure is the next look's to mend; what is returned ends the pause.
 function every(ms, look) {

@@ -35,7 +35,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_S = 90
+START_S = 240
 # Loaded by every Python below it: on SIGUSR1 a process writes down what it has imported.
 TELLER = """
 import json, os, signal, sys
@@ -60,10 +60,11 @@ class App:
 
     Args:
         folder: An empty folder; the home and the log go into it.
+        first: Python that each of its processes runs before anything else.
         environ: Set beside this process's environment.
     """
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(self, folder: Path, *, first: str = "", **environ: str) -> None:
         self.home = folder / "home"
         self.log = folder / "app.log"
         self.port = free_port()
@@ -73,7 +74,7 @@ class App:
         self._process: subprocess.Popen[bytes] | None = None
         self._tell.mkdir()
         (self.home / "models").mkdir(parents=True)
-        (self._tell / "sitecustomize.py").write_text(TELLER)
+        (self._tell / "sitecustomize.py").write_text(TELLER + first)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -115,6 +116,7 @@ class App:
                     return self
             except httpx.TransportError:
                 time.sleep(0.2)
+        self.kill()  # a `with` that is not entered ends nothing
         raise AssertionError(self.log.read_text())
 
     def kill(self) -> None:

@@ -77,6 +77,8 @@ def choose(page: Page, control: str, name: str) -> None:
 def ask(page: Page, question: str, count: int = 2) -> None:
     put(page, "question", question)
     page.click("#send")
+    # Until it is under way, the page shows the end of the last one.
+    expect(page.locator("#question textarea")).to_have_value("")
     expect(page.locator(f"#vote-{count - 1}")).to_be_visible(timeout=SLOW_MS)
     expect(page.locator("#send")).to_be_enabled()
 

@@ -35,6 +35,14 @@ OAUTH = {
     "OAUTH_SCOPES": "openid profile contribute-repos",
     "OPENID_PROVIDER_URL": "http://127.0.0.1:1",
 }
+# As `local_hub.be_patient` has it.
+PATIENCE = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+from lora_studio.models import hub
+hub.ANSWER_WITHIN_S = 120.0
+"""
+PATIENT = {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
 BUTTONS = """
 import json, sys
 import gradio as gr
@@ -63,7 +71,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def app(hub: Hub, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app of a person with a token, for whom the Hub is the stand-in."""
     online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    app = App(tmp_path_factory.mktemp("ship-app"), HF_TOKEN=TOKEN, **online)
+    folder = tmp_path_factory.mktemp("ship-app")
+    app = App(folder, first=PATIENCE, HF_TOKEN=TOKEN, **online, **PATIENT)
     base = app.add_model(tiny_llama)
     plan = {"train_rows": 9, "held_out_rows": 1, "target_modules": ["q_proj"], "labels": []}
     write_answering(Settings(home=app.home), "sea", base, **plan)

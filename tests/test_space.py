@@ -29,6 +29,7 @@ from lora_studio.models.starter import REPOSITORY
 from lora_studio.recipe import Recipe
 from lora_studio.runs import housekeeping, process
 from lora_studio.runs.accelerator import Accelerator, Job
+from lora_studio.runs.events import EventWriter, read_events
 from lora_studio.runs.folder import RunFolder
 from lora_studio.runs.history import History
 from lora_studio.settings import STARTER, Settings
@@ -70,6 +71,9 @@ class Heavy:
 
     def close(self) -> None:
         self.asked.append("close")
+
+    def open(self) -> None:
+        """There is nothing to be let in."""
 
 
 @pytest.fixture
@@ -384,19 +388,21 @@ def test_a_training_is_cut_short_and_what_it_learned_is_kept(
     assert history.folder.newest_adapter() is not None
 
 
-def test_a_first_step_without_end_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_step_without_end_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lora_studio.training import worker
 
-    written: list[dict[str, Any]] = []
     left = threading.Event()
-    events = SimpleNamespace(write=lambda event, **fields: written.append({event: fields}))
     monkeypatch.setattr(worker.ranks.os, "_exit", lambda _: left.set())
     monkeypatch.setattr(worker, "HARD_LIMIT", 0.05)
     monkeypatch.setattr(worker, "PREPARING_S", 0)
-    worker._hard_limit(events, None)  # type: ignore[arg-type]
-    worker._hard_limit(events, 1)  # type: ignore[arg-type]
-    assert left.wait(60)
-    assert written == [{"stopped": {"kept": False, "timed_out": True}}]
+    with EventWriter(tmp_path / "events.jsonl") as events:
+        worker._hard_limit(events, None)
+        worker._hard_limit(events, 1)
+        assert left.wait(60)
+    (ended,) = read_events(tmp_path / "events.jsonl")[0]
+    assert ended | {"time": 0} == {"time": 0, "event": "stopped", "kept": False, "timed_out": True}
 
 
 # Room

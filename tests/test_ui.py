@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -43,6 +44,7 @@ from lora_studio.ui.draft import Draft
 from lora_studio.ui.form import Form
 from lora_studio.ui.language import Voice
 from lora_studio.ui.live import MOST_POINTS, news
+from lora_studio.ui.run_panel import RunPanel
 from lora_studio.ui.shelf import Shelf
 
 MODULES = ("q_proj", "v_proj")
@@ -197,6 +199,24 @@ def test_runs_are_offered_without_reading_what_they_have_been_through(
     monkeypatch.setattr(History, "update", lambda _: pytest.fail("a run's events were read"))
     offered = run_panel.run_choices(studio, None)
     assert {name for _, name in offered.choices} == {"run-1", "run-2"}
+
+
+def test_the_buttons_of_a_run_change_with_what_they_depend_on_and_with_nothing_else() -> None:
+    run = SimpleNamespace(status="preparing", is_over=False, resumable=None)
+    run.folder = SimpleNamespace(newest_adapter=lambda: None)
+    studio = SimpleNamespace(runs=SimpleNamespace(history=lambda _: run))
+    panel = RunPanel.__new__(RunPanel)
+    panel.door = SimpleNamespace(enter=lambda _: studio)  # type: ignore[assignment]
+    request: Any = None
+    shown, *_ = panel.watch("sea-1", None, request)
+    # A new status hides no “Really discard?”.
+    for run.status in ("training", "evaluating", "saving"):
+        assert panel.watch("sea-1", shown, request) == gr.skip()
+    run.status, run.is_over, run.resumable = "stopped", True, 8
+    over, keep, *_, resume, _compare, _download, again = panel.watch("sea-1", shown, request)
+    assert (keep.visible, resume.visible, again.visible) == (False, True, True)
+    assert panel.watch("sea-1", over, request) == gr.skip()
+    assert panel.watch("sea-2", over, request) != gr.skip()
 
 
 def test_a_live_view_gets_only_what_is_after_its_cursor(tmp_path: Path) -> None:

@@ -59,6 +59,47 @@ def test_nothing_that_asks_the_model_has_a_limit_of_its_own(loops: None, studio:
     assert set(limits) == {None}
 
 
+def test_what_follows_a_choice_follows_one_that_is_made_meanwhile_too(
+    loops: None, studio: Studio
+) -> None:
+    # Gradio throws away what comes while an event is pending, unless its mode says otherwise.
+    once = [
+        event.name
+        for event in build_page(studio).fns.values()
+        if event.trigger_mode == "once"
+        and {name for _, name in event.targets} & {"change", "input", "tick"}
+        and (event.inputs or "tick" in {name for _, name in event.targets})
+    ]
+    assert once == []
+
+
+def works(tab: LibraryTab | CompareTab) -> list[tuple[Any, Any, list[Any]]]:
+    """What begins something that takes long, beside what ends it and what else begins it."""
+    if isinstance(tab, LibraryTab):
+        begin = [tab.ship.start, tab.ship.look, tab.ship.push]
+        return [(one, tab.ship.stop, begin) for one in begin]
+    batch, measure = tab.batch, tab.measure
+    return [
+        (measure.start, measure.stop, [measure.start]),
+        *((one, batch.stop, [batch.start, batch.more]) for one in (batch.start, batch.more)),
+    ]
+
+
+def test_what_begins_work_can_be_clicked_again_only_when_its_event_has_ended(
+    loops: None, studio: Studio
+) -> None:
+    with gr.Blocks() as page:
+        library, compare = LibraryTab(Door(studio)), CompareTab(Door(studio))
+        library.wire(gr.Textbox())
+    events = list(page.fns.values())
+    for click, stop, begin in [*works(library), *works(compare)]:
+        (work,) = [one for one in events if (click._id, "click") in one.targets]
+        (ready,) = [one for one in events if one.trigger_after == work._id and stop in one.outputs]
+        assert ready.outputs == [*begin, stop]
+        given = ready.fn(NOBODY)
+        assert [one.interactive for one in given] == [*[True] * len(begin), False]
+
+
 def test_however_an_entry_is_opened_nothing_of_the_last_one_stays(
     loops: None, studio: Studio
 ) -> None:
@@ -119,6 +160,21 @@ def test_work_goes_by_its_adapters_name_as_another_entry_may_be_open(
     assert "5 MB / 10 MB" in exported[0][1]
 
 
+@pytest.mark.parametrize("error", [None, StudioError("shipping.stopped")])
+def test_the_last_word_of_work_leaves_the_buttons_as_they_are(error: StudioError | None) -> None:
+    panel = ShipPanel.__new__(ShipPanel)
+    studio = SimpleNamespace(shipping=Shipping(error))
+    panel.door = SimpleNamespace(enter=lambda _: studio)  # type: ignore[assignment]
+    request: Any = NOBODY
+    for shown in (
+        panel.export("sea", "zip", None, "q8_0", None, request),
+        panel.bring(request, None, "sea", "o/sea", False, False, False, ""),
+    ):
+        begun, *rest = shown
+        assert [button.interactive for button in begun[-4:]] == [False, False, False, True]
+        assert all(yielded[-4:] == (gr.skip(),) * 4 for yielded in rest)
+
+
 @pytest.mark.parametrize("stage", ["download", "tool", "copy", "save", "gguf", "zip", "upload"])
 def test_what_is_counted_in_bytes_is_told_in_megabytes(stage: str) -> None:
     event = {"stage": stage, "done": 12_345_678, "total": 269_060_552}
@@ -147,6 +203,37 @@ def test_who_comes_back_to_compare_finds_what_came_in_since(loops: None, studio:
     assert MIXTURE in [value for _, value in offered[0]["choices"]]
     skipped = come_back(tab, None, *chosen)[2:]
     assert skipped == [gr.skip()] * len(tab.offered)
+
+
+def test_an_adapter_that_is_chosen_while_the_list_is_fetched_stays_chosen(
+    loops: None, studio: Studio
+) -> None:
+    with gr.Blocks():
+        tab = CompareTab(Door(studio))
+    request: Any = NOBODY
+    chosen = ["poems-1", BASE, None, None, [], [], [], []]
+    for box, _nothing, *_ in (
+        tab.refreshed(request, "poems-1"),
+        come_back(tab, "poems-1", *chosen),
+    ):
+        assert [value for _, value in box["choices"]] == ["news-1", "poems-1"]
+        assert "value" not in box
+    # What is gone gives its place up, who has chosen nothing begins with the newest.
+    assert tab.refreshed(request, "gone-1")[0]["value"] == "news-1"
+    assert tab.refreshed(request, None)[0].value == "news-1"
+    assert tab.choices(request, "poems-1")[0].value == "poems-1"
+
+
+def test_another_adapter_ends_only_what_was_asked_of_the_last_one(
+    loops: None, studio: Studio
+) -> None:
+    with gr.Blocks() as page:
+        tab = CompareTab(Door(studio))
+    events = list(page.fns.values())
+    (describe,) = [one for one in events if one.fn == tab.describe]
+    (follow,) = [one for one in events if one.trigger_after == describe._id]
+    assert follow.fn == tab.follow_run
+    assert follow.inputs[:3] == [tab.run, tab.floor, tab.blind]
 
 
 def test_only_what_can_answer_is_offered_to_be_asked(loops: None, studio: Studio) -> None:

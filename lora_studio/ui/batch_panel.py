@@ -16,7 +16,7 @@ from lora_studio.studio import Studio
 from lora_studio.ui import render
 from lora_studio.ui.asking import Terms
 from lora_studio.ui.batch_table import choices, progress, shown
-from lora_studio.ui.controls import ENGINE, dropdown, slider, start_and_stop
+from lora_studio.ui.controls import ENGINE, dropdown, ready_again, slider, start_and_stop
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.outgoing import fresh_folder, hand_out, handed
 from lora_studio.ui.visitors import Door, asker
@@ -73,14 +73,19 @@ class BatchPanel:
 
     def _wire(self, controls: Sequence[Any]) -> None:
         run = controls[0]
-        self.start.click(self.ask, [self.prompts, *controls], self.outputs, **ENGINE)
-        self.more.click(self.ask_rest, [self.batch, run], self.outputs, **ENGINE)
+        asking = self.start.click(self.ask, [self.prompts, *controls], self.outputs, **ENGINE)
+        going_on = self.more.click(self.ask_rest, [self.batch, run], self.outputs, **ENGINE)
+        for work in (asking, going_on):
+            work.then(**ready_again([self.start, self.more], self.stop))
         self.stop.click(self.halt, None, None, queue=False)
         self.take.click(
             self.take_rows, [run, self.rows], [self.prompts, self.note], show_progress="hidden"
         )
         self.fold.expand(self.offer, None, self.earlier, show_progress="hidden")
-        self.earlier.input(self.show, self.earlier, self.outputs, show_progress="hidden")
+        self.earlier.input(
+            self.show, self.earlier, self.outputs,
+            show_progress="hidden", trigger_mode="always_last",
+        )  # fmt: skip
         for kind, button in (("csv", self.csv), ("jsonl", self.jsonl)):
             packing = button.click(_packing(kind), self.batch, self.file, show_progress="hidden")
             hand_out(packing, self.file)
@@ -152,7 +157,7 @@ class BatchPanel:
         skipped = [gr.skip()] * (len(self.outputs) - 2)
         yield [
             shown(batch, voice), render.busy(voice("compare_loading")), off, on,
-            gr.Row(visible=False), gr.skip(), batch, gr.Dropdown(interactive=False),
+            gr.Row(visible=False), off, batch, gr.Dropdown(interactive=False),
         ]  # fmt: skip
         note, due = "", 0.0
         try:
@@ -176,8 +181,8 @@ class BatchPanel:
     def _idle(self, batch: Batch, studio: Studio, voice: Voice, *, note: str) -> list[Any]:
         found = choices(studio.judging.tables(), voice)
         return [
-            shown(batch, voice), note, gr.Button(interactive=True), gr.Button(interactive=False),
-            gr.Row(visible=True), gr.Button(visible=bool(batch.pending())), batch,
+            shown(batch, voice), note, gr.skip(), gr.skip(), gr.Row(visible=True),
+            gr.Button(visible=bool(batch.pending())), batch,
             gr.Dropdown(choices=found, value=batch.name, visible=True, interactive=True),
         ]  # fmt: skip
 

@@ -56,9 +56,10 @@ class ClassifyBox:
 
     def _wire(self, run: gr.Dropdown) -> None:
         inputs, outputs = [run, self.text], [self.result, self.note, self.send]
-        gr.on([self.send.click, self.text.submit], self.answer, inputs, outputs, **ENGINE)
+        asked: dict[str, Any] = {"trigger_mode": "always_last", **ENGINE}
+        gr.on([self.send.click, self.text.submit], self.answer, inputs, outputs, **asked)
         self.examples.click(take, None, self.text, show_progress="hidden", queue=False).then(
-            self.answer, inputs, outputs, **ENGINE
+            self.answer, inputs, outputs, **asked
         )
 
     @property

@@ -122,6 +122,7 @@ class CompareTab:
             "fn": self.start_afresh,
             "inputs": [self.floor, self.blind, *(choice.who for choice in self.panes.choices)],
             "outputs": self.answered,
+            "trigger_mode": "multiple",
             "concurrency_limit": None,
             **quiet,
         }
@@ -152,7 +153,9 @@ class CompareTab:
                 *self.classes.shown,
             ],
             **quiet,
-        ).then(**afresh).then(**self.prompt.showing)  # fmt: skip
+        ).then(
+            **afresh | {"fn": self.follow_run, "inputs": [self.run, *afresh["inputs"]]}
+        ).then(**self.prompt.showing)  # fmt: skip
 
     def _wire_wishes(self) -> None:
         settings: dict[str, Any] = {
@@ -186,23 +189,17 @@ class CompareTab:
 
     def choices(self, request: gr.Request, wanted: str | None = None) -> list[Any]:
         """Offer the adapters there are, the wanted or newest one chosen; say if there are none."""
-        usable = [
-            (entry.name if entry.name == entry.id else f"{entry.name} ({entry.id})", entry.id)
-            for entry in self.door.enter(request).library.entries()
-            if entry.can_answer
-        ]
-        ids = [name for _, name in usable]
-        chosen = wanted if wanted in ids else (ids[0] if ids else None)
-        nothing = "" if ids else render.note(Voice(request)("no_runs_yet"), "warn")
-        return [gr.Dropdown(choices=usable, value=chosen), nothing]
+        offer, nothing = self._answering(request, wanted)
+        return [offer.afresh(), nothing]
 
     def refreshed(self, request: gr.Request, run: Any) -> list[Any]:
-        """Offer what is there now and keep the choice."""
-        return self.choices(request, run)
+        """Offer what is there now and keep the choice; where there is none, choose the newest."""
+        offer, nothing = self._answering(request, run)
+        return [offer.kept(run) if run else offer.afresh(), nothing]
 
     def come_back(self, request: gr.Request, run: Any, *chosen: Any) -> list[Any]:
         """Offer what is there now, to ask and in every pane; what is gone gives its place up."""
-        shown = self.choices(request, run)
+        shown = self.refreshed(request, run)
         try:
             offer = self._offer(self.door.enter(request), str(run), Voice(request))
         except StudioError:
@@ -229,6 +226,18 @@ class CompareTab:
             gr.Checkbox(visible=writes), *(one.afresh() for one in offer),
             *self.classes.show(prompts, named.labels, voice),
         ]  # fmt: skip
+
+    def _answering(self, request: gr.Request, wanted: Any) -> tuple[Offer, str]:
+        """Return who can be asked, first the wanted or newest one; and what to say if nobody."""
+        usable = [
+            (entry.name if entry.name == entry.id else f"{entry.name} ({entry.id})", entry.id)
+            for entry in self.door.enter(request).library.entries()
+            if entry.can_answer
+        ]
+        ids = [name for _, name in usable]
+        chosen = wanted if wanted in ids else (ids[0] if ids else None)
+        nothing = "" if ids else render.note(Voice(request)("no_runs_yet"), "warn")
+        return Offer(usable, chosen), nothing
 
     def _offer(self, studio: Studio, name: str, voice: Voice) -> list[Offer]:
         """Return what every pane offers: the base, and the adapters of the same base."""
@@ -257,6 +266,14 @@ class CompareTab:
         self.halt(request)
         fresh = self._idle(Conversation(), Voice(request), note="")
         return [*compare_panes.unasked(who, is_blind=bool(blind)), *fresh[MOST_PANES:]]
+
+    def follow_run(
+        self, request: gr.Request, run: Any, floor: Floor, blind: Any, *who: Any
+    ) -> list[Any]:
+        """Start afresh with another adapter, unless it has been asked already."""
+        if floor.is_for(str(run)):
+            return self._same
+        return self.start_afresh(request, floor, blind, *who)
 
     def halt(self, request: gr.Request) -> None:
         """Stop all answers at the next token."""
@@ -295,7 +312,7 @@ class CompareTab:
         except StudioError as error:
             yield self._said(before, voice, error.say(voice.language))
             return
-        is_newest = floor.take()
+        is_newest = floor.take(asked.name)
         self.halt(request)
         busy = render.busy(voice("compare_loading"))
         yield self._busy(asked.conversation, voice, note=busy, question="" if typed else None)

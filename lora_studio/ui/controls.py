@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui.language import text
+from lora_studio.ui.language import Voice, text
 
 ENGINE: dict[str, Any] = {
     "concurrency_id": "gpu", "concurrency_limit": None, "show_progress": "hidden",
@@ -49,3 +50,21 @@ def start_and_stop(name: str) -> tuple[gr.Button, gr.Button]:
     elem_id = f"{name.removesuffix('_start')}-stop"
     stop = button("stop", elem_id=elem_id, min_width=110, interactive=False)
     return button(name, variant="primary"), stop
+
+
+def ready_again(on: Sequence[gr.Button], stop: gr.Button) -> dict[str, Any]:
+    """Return the settings of a `then` that gives the buttons back after what takes long.
+
+    The last word of an event cannot: until it has ended, which is a moment later, a click on what
+    began it is thrown away.
+
+    Args:
+        on: What begins such work.
+        stop: What ends it.
+    """
+
+    def ready(request: gr.Request) -> list[gr.Button]:
+        begin = [gr.Button(interactive=True) for _ in on]
+        return [*begin, gr.Button(Voice(request)("stop"), interactive=False)]
+
+    return {"fn": ready, "outputs": [*on, stop], "show_progress": "hidden", "queue": False}

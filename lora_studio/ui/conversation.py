@@ -215,11 +215,20 @@ class Floor:
 
     def __init__(self) -> None:
         self._holder: object = None
+        self._name = ""
 
-    def take(self) -> Callable[[], bool]:
-        """Take the floor; return what says whether it is still held."""
-        self._holder = object()
+    def take(self, name: str = "") -> Callable[[], bool]:
+        """Take the floor; return what says whether it is still held.
+
+        Args:
+            name: The adapter that was chosen when something was wished; empty if nothing is.
+        """
+        self._holder, self._name = object(), name
         return self.look()
+
+    def is_for(self, name: str) -> bool:
+        """Return whether this adapter was chosen when the newest wish was made."""
+        return self._name == name
 
     def look(self) -> Callable[[], bool]:
         """Return what says whether nobody has taken the floor since."""

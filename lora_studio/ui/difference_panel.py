@@ -52,7 +52,7 @@ class DifferencePanel:
         """An event's settings after which the differences are shown, if they are wanted."""
         return {
             "fn": self.show, "inputs": [self.wanted, *self.asked],
-            "outputs": [*self.places, self.note], **ENGINE,
+            "outputs": [*self.places, self.note], "trigger_mode": "always_last", **ENGINE,
         }  # fmt: skip
 
     def show(

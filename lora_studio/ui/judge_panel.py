@@ -100,7 +100,7 @@ class JudgePanel:
         self.undo.click(self.take_back, voted_on, outputs, show_progress="hidden")
         gr.on(
             [self.more.expand, self._run.change], self.standings, self._run, self.table,
-            show_progress="hidden",
+            show_progress="hidden", trigger_mode="always_last",
         )  # fmt: skip
         for kind, button in zip(EXPORTS, self.exports, strict=True):
             packing = button.click(_exporting(self, kind), None, self.file, show_progress="hidden")

@@ -124,8 +124,10 @@ def wire(choice: LayerChoice, source: gr.State, model_of: ModelOf) -> None:
     def on_line(line: Any, chosen: Any, request: gr.Request) -> list[Any]:
         return ends_of(line, model_of(request, chosen))
 
+    # What a person moves on while it is followed is followed too, or it would be moved back.
+    moved = quiet | {"trigger_mode": "always_last"}
     choice.preset.input(
-        on_preset, [choice.preset, source], [choice.modules, choice.expression], **quiet
+        on_preset, [choice.preset, source], [choice.modules, choice.expression], **moved
     )
     gr.on(
         [choice.modules.change, choice.expression.change],
@@ -133,7 +135,7 @@ def wire(choice: LayerChoice, source: gr.State, model_of: ModelOf) -> None:
     )  # fmt: skip
     gr.on(
         [choice.first.input, choice.last.input],
-        on_range, [choice.first, choice.last, source], choice.layers, **quiet,
+        on_range, [choice.first, choice.last, source], choice.layers, **moved,
     )  # fmt: skip
     choice.layers.change(on_line, [choice.layers, source], [choice.first, choice.last], **quiet)
 

@@ -47,6 +47,7 @@ class LibraryTab:
         self.table.select(
             self.choose, self.sheet, [self.sheet, self.together, self.note],
             show_progress="hidden", queue=False,
+            trigger_mode="multiple",  # each click has its own row: the last one counts
         )  # fmt: skip
         # However another entry was opened, nothing of the last one stays beside it.
         self.sheet.change(

@@ -10,7 +10,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.measuring.wanted import Wanted
 from lora_studio.ui import render
-from lora_studio.ui.controls import ENGINE, slider, start_and_stop
+from lora_studio.ui.controls import ENGINE, ready_again, slider, start_and_stop
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.measured import measured
 from lora_studio.ui.visitors import Door, asker
@@ -59,9 +59,8 @@ class MeasurePanel:
         measuring.success(
             self.settle, [run, self.last], [self.found, self.note], show_progress="hidden"
         )
-        self.stop.click(
-            self.halt, None, [self.note, self.start, self.stop], cancels=[measuring], queue=False
-        )
+        measuring.then(**ready_again([self.start], self.stop))
+        self.stop.click(self.halt, None, self.note, cancels=[measuring], queue=False)
         gr.on(
             [run.change, self.part.expand], self.show, run, [self.found, self.note],
             show_progress="hidden",
@@ -88,13 +87,11 @@ class MeasurePanel:
     ) -> Iterator[Any]:
         """Measure an adapter; what is found is kept with it."""
         voice, studio = Voice(request), self.door.enter(request)
-        ready = gr.Button(interactive=True), gr.Button(interactive=False), ""
+        off, on, unchanged = gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
         if not run:
-            yield gr.skip(), render.note(voice("no_runs_yet"), "warn"), *ready
+            yield gr.skip(), render.note(voice("no_runs_yet"), "warn"), unchanged, unchanged, ""
             return
-        busy = gr.Button(interactive=False), gr.Button(interactive=True), ""
-        yield gr.skip(), render.busy(voice("compare_loading")), *busy
-        unchanged = [gr.skip()] * 3
+        yield gr.skip(), render.busy(voice("compare_loading")), off, on, ""
         try:
             wanted, who = _wanted(rows, answers, match), asker(request, PLACE)
             for event in studio.measurements.evaluate(str(run), wanted, asker=who):
@@ -102,19 +99,18 @@ class MeasurePanel:
                     known = studio.measurements.read_all(str(run))
                     others = (one for one in known if one.rows_of)
                     found = measured([event["result"], *others], str(run), voice)
-                    yield found, "", *ready[:2], str(run)
+                    yield found, "", unchanged, unchanged, str(run)
                 else:
                     told = render.waiting(event, voice, of=str(run))
-                    yield gr.skip(), told, *unchanged
+                    yield gr.skip(), told, *[unchanged] * 3
         except StudioError as error:
-            yield gr.skip(), render.problem(error, voice), *ready
+            yield gr.skip(), render.problem(error, voice), unchanged, unchanged, ""
 
-    def halt(self, request: gr.Request) -> tuple[Any, ...]:
+    def halt(self, request: gr.Request) -> str:
         """End the measurement; what was measured before stays."""
         self.door.enter(request).measurements.stop(asker(request, PLACE))
         sentence = StudioError("measuring.stopped").say(Voice(request).language)
-        ready = gr.Button(interactive=True), gr.Button(interactive=False)
-        return render.note(sentence, "warn"), *ready
+        return render.note(sentence, "warn")
 
 
 def _wanted(rows: Any, answers: Any, match: Any) -> Wanted:

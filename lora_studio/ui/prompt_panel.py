@@ -40,7 +40,8 @@ class PromptPanel:
     def showing(self) -> dict[str, Any]:
         """An event's settings after which the prompt is that of the last question."""
         return {
-            "fn": self.show, "inputs": self._asked, "outputs": self.seen, **ENGINE,
+            "fn": self.show, "inputs": self._asked, "outputs": self.seen,
+            "trigger_mode": "always_last", **ENGINE,
         }  # fmt: skip
 
     def show(

@@ -51,7 +51,7 @@ class RunPanel:
                 language="yaml", interactive=False, show_label=False, max_lines=24,
                 show_line_numbers=False, buttons=["copy", "download"],
             )  # fmt: skip
-        self.shown = gr.State("")
+        self.shown = gr.State(None)
         self._wire()
 
     def _wire(self) -> None:
@@ -79,6 +79,7 @@ class RunPanel:
                 self.reuse,
             ],
             show_progress="hidden",
+            trigger_mode="always_last",  # the last tick of a run is its only word of the end
             concurrency_limit=None,
         )
         self.keep.click(self.stop_keeping, self.run, None)
@@ -94,19 +95,20 @@ class RunPanel:
     def watch(self, run: Any, shown: Any, request: gr.Request) -> Any:
         """Show the buttons that make sense for the run as it stands; change nothing if they do."""
         history = _known(self.door.enter(request), run)
-        status = f"{run}:{history.status}" if history else ""
-        if status == shown:
-            return gr.skip()
         over = history is None or history.is_over
         usable = history is not None and over and history.folder.newest_adapter() is not None
         waits = history is not None and history.status == "queued"
+        resumable = history is not None and history.resumable is not None
+        # Not the status itself, each change of which would take back “Really discard?”.
+        stands = (run if history else None, over, usable, waits, resumable)
+        if stands == shown:
+            return gr.skip()
         busy, ready = gr.Button(visible=not over and not waits), gr.Button(visible=usable)
         asks, again = gr.Button(visible=False), gr.Button(visible=history is not None and over)
         leaves = gr.Button(visible=waits)
-        resumable = history is not None and history.resumable is not None
         resume = gr.Button(visible=resumable)
         compare = gr.Button(visible=usable, variant="secondary" if resumable else "primary")
-        return status, busy, busy, busy, asks, asks, leaves, resume, compare, ready, again
+        return stands, busy, busy, busy, asks, asks, leaves, resume, compare, ready, again
 
     def follow(self, run: Any, request: gr.Request) -> tuple[Any, Any]:
         """Show what trains now, whoever started it, unless the run that is shown goes on."""

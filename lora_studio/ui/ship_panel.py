@@ -11,7 +11,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.exports.orders import DTYPES, FORMS, QUANTIZATIONS
 from lora_studio.ui import render, shipped
-from lora_studio.ui.controls import button, start_and_stop
+from lora_studio.ui.controls import button, ready_again, start_and_stop
 from lora_studio.ui.language import Voice, text
 from lora_studio.ui.visitors import Door
 from lora_studio.wording import LANGUAGES, say
@@ -78,8 +78,9 @@ class ShipPanel:
             ),
             self.form, [self.dtype, self.quantization], show_progress="hidden", queue=False,
         )  # fmt: skip
-        buttons = [self.start, self.stop, self.look, self.push]
-        self.start.click(
+        begin = [self.start, self.look, self.push]
+        buttons = [*begin, self.stop]
+        exporting = self.start.click(
             self.export, [self.opened, self.form, self.dtype, self.quantization, token],
             [self.found, self.note, *buttons], **quiet,
         )  # fmt: skip
@@ -87,8 +88,10 @@ class ShipPanel:
             self.opened, self.repository, self.merged, self.public, self.updates, token,
         ]  # fmt: skip
         told = [self.said, *buttons]
-        self.look.click(self.show_push, asked, told, **quiet)
-        self.push.click(self.bring, asked, told, **quiet)
+        looking = self.look.click(self.show_push, asked, told, **quiet)
+        pushing = self.push.click(self.bring, asked, told, **quiet)
+        for work in (exporting, looking, pushing):
+            work.then(**ready_again(begin, self.stop))
         self.stop.click(self.halt, None, self.stop, queue=False, show_progress="hidden")
         self.more.expand(self.show_snippets, self.opened, self.snippets, **quiet)
 
@@ -111,6 +114,7 @@ class ShipPanel:
         """Export the adapter, with progress."""
         voice, studio, name = Voice(request), self.door.enter(request), str(name)
         yield "", render.busy(voice("ship_begins")), *_busy()
+        unchanged = [gr.skip()] * 4
         try:
             work = studio.shipping.export(
                 name, form, dtype=dtype or None, quantization=str(quantization),
@@ -118,12 +122,11 @@ class ShipPanel:
             )  # fmt: skip
             for event in work:
                 if "result" in event:
-                    done = _of(name, shipped.exported(event["result"], voice))
-                    yield done, "", *_ready(voice)
+                    yield _of(name, shipped.exported(event["result"], voice)), "", *unchanged
                 else:
-                    yield gr.skip(), render.waiting(event, voice, of=name), *[gr.skip()] * 4
+                    yield gr.skip(), render.waiting(event, voice, of=name), *unchanged
         except StudioError as error:
-            yield gr.skip(), _of(name, shipped.failed(error, voice)), *_ready(voice)
+            yield gr.skip(), _of(name, shipped.failed(error, voice)), *unchanged
 
     def show_push(
         self, request: gr.Request, who: gr.OAuthToken | None, *asked: Any
@@ -158,6 +161,7 @@ class ShipPanel:
         name = str(opened)
         token = who.token if who else typed or None
         yield render.busy(voice("push_begins")), *_busy()
+        unchanged = [gr.skip()] * 4
         try:
             work = studio.shipping.push(
                 name, str(repository or ""), merged=bool(merged), private=not public,
@@ -165,22 +169,16 @@ class ShipPanel:
             )  # fmt: skip
             for event in work:
                 if "result" in event:
-                    done = _of(name, shipped.published(event["result"], voice))
-                    yield done, *_ready(voice)
+                    yield _of(name, shipped.published(event["result"], voice)), *unchanged
                 else:
-                    yield render.waiting(event, voice, of=name), *[gr.skip()] * 4
+                    yield render.waiting(event, voice, of=name), *unchanged
         except StudioError as error:
-            yield _of(name, shipped.failed(error, voice)), *_ready(voice)
+            yield _of(name, shipped.failed(error, voice)), *unchanged
 
 
 def _busy() -> list[gr.Button]:
     off = gr.Button(interactive=False)
-    return [off, gr.Button(interactive=True), off, off]
-
-
-def _ready(voice: Voice) -> list[gr.Button]:
-    on = gr.Button(interactive=True)
-    return [on, gr.Button(voice("stop"), interactive=False), on, on]
+    return [off, off, off, gr.Button(interactive=True)]
 
 
 def _sign_in() -> None:

@@ -151,11 +151,12 @@ class TrainTab:
             show_progress="hidden",
         )  # fmt: skip
         self.panel.queue.tick(
-            self.name_start, None, self.sum.start, show_progress="hidden", queue=False
-        )
+            self.name_start, None, self.sum.start,
+            show_progress="hidden", trigger_mode="always_last", queue=False,
+        )  # fmt: skip
         self.panel.queue.tick(
             self.panel.follow, self.panel.run, [self.panel.bar, self.panel.run],
-            show_progress="hidden", queue=False,
+            show_progress="hidden", trigger_mode="always_last", queue=False,
         )  # fmt: skip
         changed = [self.goals.mode, *self.form.inputs]
         self.sum.prediction.click(self.make_fit, self.inputs, changed, show_progress="hidden")
